@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Runs one process tree in one root file system.
+//!
+//! [`Sandbox`] is the one way in. A sandbox knows nothing of stores or steps: it gets a tree (or the recipe for its
+//! mount), a command, and where the output goes.
+//!
+//! All calls block until the command has ended: async callers run them on blocking threads.
+
+mod cancel;
+mod sandbox;
+
+pub use cancel::Cancel;
+pub use sandbox::{
+    Command, Error, Exit, Features, Limits, Mount, MountSource, Network, OverlayMount, Rootfs,
+    Sandbox, Secret, Stdio, Upper, User,
+};

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What can go wrong in a store.
+
+use crate::SnapshotId;
+use std::io;
+use std::path::PathBuf;
+
+/// Why a store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call on the store's files failed. A full disk is a `source` of kind `StorageFull`.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried, as a verb: `create`, `rename`, `mount`.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The snapshot is not in the store.
+    #[error("there is no snapshot {0} in the store")]
+    NoSuchSnapshot(SnapshotId),
+    /// A snapshot of this id is already there.
+    #[error("snapshot {0} is already in the store")]
+    Exists(SnapshotId),
+    /// The snapshot cannot be removed because others stand on it.
+    #[error("snapshot {id} has {} children", children.len())]
+    HasChildren {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Those that stand on it.
+        children: Vec<SnapshotId>,
+    },
+    /// The text is not a store's URL.
+    #[error("{url:?} does not name a store: {reason}")]
+    BadUrl {
+        /// The text.
+        url: String,
+        /// What is wrong with it and what would be right.
+        reason: String,
+    },
+    /// The directory cannot hold this kind of store (wrong file system, no permission, not a store, other kind).
+    #[error("{} cannot be {article} {kind} store: {reason}", path.display(), article = if *kind == "overlay" { "an" } else { "a" })]
+    Unsuitable {
+        /// The directory.
+        path: PathBuf,
+        /// The kind that was asked for.
+        kind: &'static str,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// The store was written by a newer version of the program.
+    #[error("the store at {} has format {found}, but this program knows formats up to {known}", path.display())]
+    Newer {
+        /// The store.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest format that is known.
+        known: u32,
+    },
+}

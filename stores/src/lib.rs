@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Copy-on-write snapshot stores.
+//!
+//! A store keeps trees, each under the id of the step that made it and with at most one parent. It knows
+//! nothing of steps, logs or images. [`Store`] is the one way in.
+//!
+//! All calls may block on the file system: async callers run them on blocking threads.
+
+mod draft;
+mod error;
+mod id;
+mod rootfs;
+mod store;
+
+pub use draft::Draft;
+pub use error::Error;
+pub use id::SnapshotId;
+pub use rootfs::{OverlayMount, Rootfs, Upper};
+pub use store::{CacheLease, Kind, Options, Snapshot, Space, Store, StoreUrl};

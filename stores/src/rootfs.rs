@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A tree as a sandbox or a copy gets it: a directory, or a recipe for a mount.
+
+use std::path::PathBuf;
+
+/// A tree that can be entered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rootfs {
+    /// The directory is the tree.
+    Directory(PathBuf),
+    /// The tree appears when the overlay is mounted. Whoever needs it mounts it: detached, or in a mount
+    /// namespace of its own, so that nothing is ever mounted on the host.
+    Overlay(OverlayMount),
+}
+
+/// The recipe for an overlay mount; all paths absolute. See Linux `Documentation/filesystems/overlayfs.rst`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlayMount {
+    /// Read-only layers, topmost first; at least one.
+    pub lower: Vec<PathBuf>,
+    /// Where writes go; `None` makes the mount read-only.
+    pub upper: Option<Upper>,
+}
+
+/// The writable layer of an overlay mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upper {
+    /// Receives changed files.
+    pub upper: PathBuf,
+    /// The kernel's scratch directory, empty, on the same file system as `upper`.
+    pub work: PathBuf,
+}
