@@ -5,11 +5,19 @@
 //! parsing and lowering, because an environment inherited from an image is part of the steps' ids.
 
 pub mod diagnostic;
+mod dot;
+pub mod identity;
+mod lower;
 pub mod plan;
 pub mod sexp;
+pub mod spec;
+mod target;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use identity::{Digester, copy_id, run_id};
+pub use lower::{DEFAULT_PATH, LowerOptions, lower};
 pub use plan::{
     BaseInfo, CacheMount, Copy, CopySource, Network, Node, NodeIndex, Operation, Plan, Run,
     SecretMount, StepId, User,
 };
+pub use spec::Spec;

@@ -14,6 +14,7 @@ mod lines;
 mod read;
 
 pub use atom::{escape_into, needs_quotes, push_atom, push_quoted, quoted};
+pub(crate) use layout::layout;
 pub use layout::{WIDTH, format};
 
 use crate::diagnostic::Diagnostic;
