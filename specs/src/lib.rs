@@ -5,6 +5,7 @@
 //! parsing and lowering, because an environment inherited from an image is part of the steps' ids.
 
 pub mod diagnostic;
+pub mod dockerfile;
 mod dot;
 pub mod identity;
 mod lower;
@@ -14,6 +15,7 @@ pub mod spec;
 mod target;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use dockerfile::{Dockerfile, Escape, to_dockerfile};
 pub use identity::{Digester, copy_id, run_id};
 pub use lower::{DEFAULT_PATH, LowerOptions, lower};
 pub use plan::{

@@ -239,7 +239,7 @@ impl Context {
 ///
 /// OCaml's `Filename.concat`, which OBuilder uses for destinations. For the working directory it puts the `/`
 /// always, and so has `//src` after `(workdir src)` at the root; that is the same place.
-fn join(directory: &[u8], path: &[u8]) -> BString {
+pub(crate) fn join(directory: &[u8], path: &[u8]) -> BString {
     if path.starts_with(b"/") {
         return path.into();
     }
@@ -261,15 +261,12 @@ impl Environment {
         let mut kept: Vec<(BString, BString)> = Vec::with_capacity(base.len());
         let mut place = HashMap::new();
         for (name, value) in base {
-            match place.get(&name) {
-                Some(at) => {
-                    let entry: &mut (BString, BString) = &mut kept[*at];
-                    entry.1 = value;
-                }
-                None => {
-                    place.insert(name.clone(), kept.len());
-                    kept.push((name, value));
-                }
+            if let Some(at) = place.get(&name) {
+                let entry: &mut (BString, BString) = &mut kept[*at];
+                entry.1 = value;
+            } else {
+                place.insert(name.clone(), kept.len());
+                kept.push((name, value));
             }
         }
         Self {

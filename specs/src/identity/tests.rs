@@ -127,9 +127,9 @@ fn every_field_of_a_run_counts() {
         run_id(&StepId::from_digest([8; 32]), &run()),
     ];
     for change in changes {
-        let mut changed = run();
-        change(&mut changed);
-        ids.push(run_id(&parent(), &changed));
+        let mut other = run();
+        change(&mut other);
+        ids.push(run_id(&parent(), &other));
     }
     let count = ids.len();
     ids.sort();

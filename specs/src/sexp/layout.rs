@@ -17,7 +17,7 @@ use bstr::ByteSlice;
 use std::iter::Peekable;
 
 /// The width that is aimed at, in characters.
-pub const WIDTH: usize = 80;
+pub const WIDTH: usize = 100;
 /// The deepest indentation.
 const MAX_INDENT: usize = 40;
 /// The least room that a string beginning in the middle of a line must have.

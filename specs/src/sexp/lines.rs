@@ -64,19 +64,13 @@ fn wrap(stretch: &[u8], width: usize) -> Vec<Range<usize>> {
     if words.len() < 2 || words.iter().map(|(_, width)| width).sum::<usize>() <= width {
         return std::iter::once(0..stretch.len()).collect();
     }
-    let breaks_before = |at: usize| {
-        at > 0
-            && (matches!(
-                trim_end(&stretch[words[at].0.clone()]),
-                b"&&" | b"||" | b"|"
-            ) || trim_end(&stretch[words[at - 1].0.clone()]).ends_with(b";"))
-    };
+    let breaks = operators(stretch, &words);
     let mut pieces: Vec<Range<usize>> = Vec::new();
     let mut at = 0;
     while at < words.len() {
         let clause = at;
         at += 1;
-        while at < words.len() && !breaks_before(at) {
+        while at < words.len() && !breaks[at] {
             at += 1;
         }
         let mut used = 0;
@@ -92,6 +86,28 @@ fn wrap(stretch: &[u8], width: usize) -> Vec<Range<usize>> {
         }
     }
     pieces
+}
+
+/// Tells of every word whether it is an operator of the shell outside parentheses and quotes, as far as counting
+/// them tells.
+fn operators(stretch: &[u8], words: &[(Range<usize>, usize)]) -> Vec<bool> {
+    let (mut depth, mut single, mut double) = (0_i32, false, false);
+    let mut found = Vec::with_capacity(words.len());
+    for (word, _) in words {
+        let word = &stretch[word.clone()];
+        let is_operator = matches!(trim_end(word), b"&&" | b"||" | b"|");
+        found.push(is_operator && depth <= 0 && !single && !double);
+        for byte in word {
+            match byte {
+                b'(' => depth += 1,
+                b')' => depth -= 1,
+                b'\'' if !double => single = !single,
+                b'"' if !single => double = !double,
+                _ => {}
+            }
+        }
+    }
+    found
 }
 
 /// Words with the blanks after them; blanks at the beginning are a word of their own.
@@ -155,7 +171,11 @@ mod tests {
                 "&& make all"
             ]
         );
-        assert_eq!(break_lines(b"a; b; c", 3), ["a; \\", "b; \\", "c"]);
+        assert_eq!(break_lines(b"a | b cd", 4), ["a \\", "| b \\", "cd"]);
+        assert_eq!(
+            break_lines(b"(a || b) && c '| d' && e", 14),
+            ["(a || b) \\", "&& c '| d' \\", "&& e"]
+        );
         assert_eq!(break_lines(b"", 3), [""]);
         assert_eq!(break_lines(b"\n", 3), ["\\n"]);
     }

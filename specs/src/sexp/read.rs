@@ -41,7 +41,7 @@ struct Reader<'s> {
     root: Option<usize>,
     /// A second expression was reported.
     extra: bool,
-    /// A list that is open although, going by the indentation of what follows, it should not be.
+    /// The first list that, going by the indentation of what follows, should have been closed before it was.
     suspect: Option<usize>,
     line_start: usize,
     /// Nothing but blanks was seen on this line.
@@ -179,9 +179,6 @@ impl Reader<'_> {
         self.at += 1;
         if let Some(Open { index, .. }) = self.open.pop() {
             self.close(index);
-            if self.suspect == Some(index) {
-                self.suspect = None;
-            }
             self.finish_datum(index);
         } else {
             self.error(
@@ -360,15 +357,15 @@ impl Reader<'_> {
         } else {
             format!("{count} `)` are")
         };
-        let diagnostic = Diagnostic::error(
-            start..start + 1,
-            format!("{missing} missing: this list is never closed"),
-        )
-        .with_label("opened here");
+        let diagnostic = Diagnostic::error(start..start + 1, format!("{missing} missing"));
         self.error(if self.suspect.is_some() {
-            diagnostic.with_note("what follows is indented as if this list had ended")
+            diagnostic
+                .with_label("perhaps at the end of this list")
+                .with_note("what follows is indented as if it had ended")
         } else {
-            diagnostic.with_note_at(end..end, "the file ends here")
+            diagnostic
+                .with_label("this list is never closed")
+                .with_note_at(end..end, "the file ends here")
         });
     }
 }

@@ -101,16 +101,19 @@ impl Parser {
             .collect()
     }
 
-    /// Sorts `(NAME …)` fields by name; reports unknown, repeated and malformed ones.
+    /// Sorts `(NAME …)` fields by name; reports unknown, repeated and malformed ones, and tells whether there was
+    /// none: a field that seems to be missing may be one of those.
     pub(super) fn fields<'t, const N: usize>(
         &mut self,
         owner: &str,
         items: impl Iterator<Item = Item<'t>>,
         known: [&str; N],
-    ) -> [Option<Item<'t>>; N] {
+    ) -> ([Option<Item<'t>>; N], bool) {
         let mut found = [None; N];
+        let mut sound = true;
         for item in items {
             let Some(head) = item.children().next().filter(|_| item.is_list()) else {
+                sound = false;
                 self.error(
                     Diagnostic::error(
                         item.span(),
@@ -122,6 +125,7 @@ impl Parser {
             };
             let name = head.atom().unwrap_or_default();
             let Some(at) = known.iter().position(|known| known.as_bytes() == &*name) else {
+                sound = false;
                 let help = did_you_mean(&name.to_str_lossy(), known)
                     .unwrap_or_else(|| format!("its fields are {}", known.join(", ")));
                 let diagnostic = if head.is_list() {
@@ -146,7 +150,7 @@ impl Parser {
                 ),
             }
         }
-        found
+        (found, sound)
     }
 
     /// Reports a field that `owner` cannot be without.

@@ -56,7 +56,14 @@ struct Partial {
 impl Parser {
     fn spec(&mut self, item: Item<'_>, depth: usize) -> Spec {
         let mut spec = Partial::default();
-        if item.is_list() {
+        let first = item.children().next();
+        if item.is_list() && first.is_some_and(|first| !first.is_list()) {
+            self.error(
+                Diagnostic::error(item.span(), "a spec is a list of lists").with_help(
+                    "write ((from BASE) OPERATION…): the items together are in parentheses too",
+                ),
+            );
+        } else if item.is_list() {
             for part in item.children() {
                 self.spec_item(part, depth, &mut spec);
             }
@@ -246,8 +253,10 @@ impl Parser {
     }
 
     fn user(&mut self, part: Item<'_>) -> Option<User> {
-        let [uid, gid, name] = self.fields("user", part.children().skip(1), ["uid", "gid", "name"]);
+        let ([uid, gid, name], sound) =
+            self.fields("user", part.children().skip(1), ["uid", "gid", "name"]);
         match (uid, gid, name) {
+            _ if !sound => None,
             (Some(uid_field), Some(gid_field), None) => {
                 let (uid, gid) = (self.id(uid_field, "uid"), self.id(gid_field, "gid"));
                 if gid_field.span().start < uid_field.span().start {
@@ -305,13 +314,15 @@ impl Parser {
 
     fn run(&mut self, part: Item<'_>) -> Option<RunOp> {
         let fields = part.children().skip(1);
-        let [cache, network, secrets, shell] =
+        let ([cache, network, secrets, shell], sound) =
             self.fields("run", fields, ["cache", "network", "secrets", "shell"]);
         let cache = cache.map_or_else(Vec::new, |field| self.mounts(field, "cache"));
         let network = network.map_or(Network::None, |field| self.network(field));
         let secrets = secrets.map_or_else(Vec::new, |field| self.mounts(field, "secret"));
         let Some(shell) = shell else {
-            self.missing("run", part.span(), "(shell COMMAND)");
+            if sound {
+                self.missing("run", part.span(), "(shell COMMAND)");
+            }
             return None;
         };
         let command = self.only(shell, "(shell COMMAND)")?;
@@ -364,14 +375,16 @@ impl Parser {
             return None;
         };
         let id = self.atom(id, "an id", Content::NoNul);
-        let [target, options] = self.fields(
+        let ([target, options], sound) = self.fields(
             kind,
             item.children().skip(1),
             ["target", "buildkit_options"],
         );
         let buildkit_options = options.map_or_else(Vec::new, |field| self.options(field));
         let Some(target) = target else {
-            self.missing(kind, item.span(), "(target PATH)");
+            if sound {
+                self.missing(kind, item.span(), "(target PATH)");
+            }
             return None;
         };
         let target = self.only(target, "(target PATH)")?;
@@ -416,14 +429,14 @@ impl Parser {
 
     fn copy(&mut self, part: Item<'_>) -> Option<CopyOp> {
         let fields = part.children().skip(1);
-        let [from, src, dst, exclude] =
+        let ([from, src, dst, exclude], sound) =
             self.fields("copy", fields, ["from", "src", "dst", "exclude"]);
         let from = from.and_then(|field| self.source(field));
         let exclude = exclude.map_or_else(Vec::new, |field| self.atoms(field, "a name to exclude"));
-        if src.is_none() {
+        if src.is_none() && sound {
             self.missing("copy", part.span(), "(src PATH…)");
         }
-        if dst.is_none() {
+        if dst.is_none() && sound {
             self.missing("copy", part.span(), "(dst PATH)");
         }
         let src_field = src?;
