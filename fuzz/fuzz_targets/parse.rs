@@ -12,7 +12,12 @@ fuzz_target!(|data: &[u8]| match Spec::parse(data) {
         let text = parsed.to_string();
         assert_eq!(Spec::parse(text.as_bytes()), Ok(parsed.clone()), "{text}");
         spec::warnings(&parsed);
-        let base = |_: &str| Some(BaseInfo { id: StepId::from_digest([0; 32]), env: Vec::new() });
+        let base = |_: &str| {
+            Some(BaseInfo {
+                id: StepId::from_digest([0; 32]),
+                env: Vec::new(),
+            })
+        };
         let plan = lower(&parsed, &base, &LowerOptions::default()).expect("an accepted spec");
         plan.to_dot();
         to_dockerfile(&parsed, true, Escape::Unix);

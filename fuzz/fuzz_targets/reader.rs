@@ -9,7 +9,8 @@ fuzz_target!(|data: &[u8]| match Tree::read(data) {
     Ok(tree) => {
         let root = tree.root();
         assert!(root.span().end <= data.len());
-        root.children().for_each(|child| assert!(child.span().start >= root.span().start));
+        root.children()
+            .for_each(|child| assert!(child.span().start >= root.span().start));
     }
     Err(errors) => {
         assert!(!errors.is_empty());

@@ -343,3 +343,78 @@ impl Layout<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_stay_in_their_places() {
+        let source = br#"#| top |#
+
+; about the build
+((from    x) ; the base
+ ; before a step
+
+
+ ; after blank lines
+ (run (cache (c (target /c)))   (shell
+    "cd /src && make")) #| behind |# ; both
+ #;(run ; not now
+   (shell "x"))
+ (env A #| inside |# "b c") (copy (src a b
+  c) (dst /d/)
+  ; at the end
+ )
+ (run (shell "a\n  b\n\nc\n")))
+#;(old) ; last"#;
+        let expected = r#"#| top |#
+
+; about the build
+((from x) ; the base
+ ; before a step
+
+ ; after blank lines
+ (run
+  (cache (c (target /c)))
+  (shell "cd /src && make")) #| behind |# ; both
+ #;(run ; not now
+    (shell "x"))
+ (env A #| inside |# "b c")
+ (copy
+  (src a b c)
+  (dst /d/)
+  ; at the end
+  )
+ (run
+  (shell "a\
+          \n  b\n\
+          \n\
+          c\n")))
+#;(old) ; last
+"#;
+        let once = format(source).expect("a sound text");
+        assert_eq!(once.to_str_lossy(), expected);
+        assert_eq!(
+            format(&once).expect("a sound text").to_str_lossy(),
+            expected
+        );
+    }
+
+    #[test]
+    fn long_lists_of_atoms_are_filled() {
+        let words = ["word-number-so-and-so"; 9].join(" ");
+        let text = format(std::format!("(copy (src {words}) (dst /x/))").as_bytes())
+            .expect("a sound text");
+        assert_eq!(
+            text.to_str_lossy(),
+            "\
+(copy
+ (src word-number-so-and-so word-number-so-and-so word-number-so-and-so word-number-so-and-so
+  word-number-so-and-so word-number-so-and-so word-number-so-and-so word-number-so-and-so
+  word-number-so-and-so)
+ (dst /x/))
+"
+        );
+    }
+}
