@@ -4,6 +4,9 @@
 //! A step costs one snapshot (`BTRFS_IOC_SNAP_CREATE_V2`, which is a transaction of its own) and one rename. Trees are
 //! not made read-only: that would be a second transaction, and nobody writes to a committed tree anyway.
 //!
+//! The space of a deleted tree comes back later: a thread of the kernel does the work, once in a commit interval (30 s
+//! unless mounted otherwise).
+//!
 //! A subvolume that a build makes inside its tree is deleted with it, but a snapshot of the tree has only an empty
 //! directory in its place: btrfs does not snapshot nested subvolumes.
 
@@ -78,10 +81,6 @@ impl Trees for Btrfs {
         };
         created.map_err(|error| place.error("create the subvolume", &name, error))?;
         Ok(Rootfs::Directory(place.path(&name)))
-    }
-
-    fn finish(&self, _place: &Place, _slot: &str) -> Result<(), Error> {
-        Ok(())
     }
 
     fn destroy(&self, place: &Place, name: &str) -> Result<(), Error> {

@@ -221,3 +221,101 @@ fn messages(context: &OwnedFd) -> Vec<String> {
     }
     messages
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{AtFlags, Mode};
+    use tempfile::TempDir;
+
+    /// Makes two layers, the upper of which hides the file `hidden`, and room for a third.
+    fn layers(below: &str) -> Option<(TempDir, OverlayMount)> {
+        let directory = obuild_fixtures::root()
+            .then(|| obuild_fixtures::scratch(obuild_fixtures::FileSystem::Default))
+            .flatten()?;
+        let path = |name: &str| directory.path().join(below).join(name);
+        for name in ["bottom", "top", "upper", "work"] {
+            fs_err::create_dir_all(path(name)).unwrap();
+        }
+        fs_err::write(path("bottom/seen"), "seen").unwrap();
+        fs_err::write(path("bottom/hidden"), "").unwrap();
+        let kind = rustix::fs::FileType::CharacterDevice;
+        rustix::fs::mknodat(rustix::fs::CWD, path("top/hidden"), kind, Mode::empty(), 0).unwrap();
+        let lower = vec![path("top"), path("bottom")];
+        let upper = Some(Upper {
+            upper: path("upper"),
+            work: path("work"),
+        });
+        Some((directory, OverlayMount { lower, upper }))
+    }
+
+    fn has(tree: &OwnedFd, name: &str) -> bool {
+        rustix::fs::statat(tree, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Checks that the mount shows the layers, takes a file if it should, and is attached nowhere.
+    fn check(tree: &OwnedFd, writable: bool) {
+        assert!(has(tree, "seen") && !has(tree, "hidden"));
+        let made = rustix::fs::mkdirat(tree, "made", Mode::RWXU);
+        assert_eq!(made, if writable { Ok(()) } else { Err(Errno::ROFS) });
+        let mounts = fs_err::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains("obuild-test"), "{mounts}");
+    }
+
+    #[test]
+    fn a_recipe_opens_in_all_ways() {
+        let Some((_directory, mut recipe)) = layers("") else {
+            return;
+        };
+        check(&Rootfs::Overlay(recipe.clone()).open().unwrap(), true);
+        let upper = recipe.upper.take().unwrap();
+        check(&Rootfs::Overlay(recipe.clone()).open().unwrap(), false);
+        check(&mount_by_string(&recipe).unwrap(), false);
+        fs_err::remove_dir(upper.upper.join("made")).unwrap();
+        recipe.upper = Some(upper);
+        check(&mount_by_string(&recipe).unwrap(), true);
+        // Again, though the kernel's mark of a volatile mount is there.
+        assert!(has(&mount_by_string(&recipe).unwrap(), "made"));
+        assert!(has(
+            &Rootfs::Overlay(recipe.clone()).open().unwrap(),
+            "made"
+        ));
+        recipe.lower.remove(0);
+        recipe.upper = None;
+        assert!(has(&Rootfs::Overlay(recipe).open().unwrap(), "hidden"));
+    }
+
+    #[test]
+    fn long_paths_and_many_layers_open() {
+        let name = "long-name/".repeat(40);
+        let Some((directory, mut recipe)) = layers(&name) else {
+            return;
+        };
+        check(&Rootfs::Overlay(recipe.clone()).open().unwrap(), true);
+        recipe.upper = None;
+        for number in 0..70 {
+            let layer = directory.path().join(&name).join(format!("layer-{number}"));
+            fs_err::create_dir(&layer).unwrap();
+            recipe.lower.insert(0, layer);
+        }
+        check(&Rootfs::Overlay(recipe.clone()).open().unwrap(), false);
+        check(&mount_by_string(&recipe).unwrap(), false);
+    }
+
+    #[test]
+    fn a_missing_layer_is_named() {
+        let Some((_directory, mut recipe)) = layers("") else {
+            return;
+        };
+        recipe.lower.push("/nowhere/at/all".into());
+        for error in [
+            mount_by_string(&recipe).unwrap_err(),
+            Rootfs::Overlay(recipe).open().unwrap_err(),
+        ] {
+            let Error::Io { source, .. } = &error else {
+                panic!("{error}")
+            };
+            assert_eq!(source.kind(), io::ErrorKind::NotFound, "{error}");
+        }
+    }
+}

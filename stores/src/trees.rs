@@ -26,9 +26,6 @@ pub(crate) trait Trees: Send + Sync + 'static {
     /// Makes `SLOT/fs`: empty if `below` is, else a writable view of the layers in `below`, topmost first.
     fn create(&self, place: &Place, slot: &str, below: &[String]) -> Result<Rootfs, Error>;
 
-    /// Takes away what is beside `SLOT/fs` and was needed only for writing.
-    fn finish(&self, place: &Place, slot: &str) -> Result<(), Error>;
-
     /// Deletes a directory for good. It is in another directory of the store, `trash` if it can be.
     fn destroy(&self, place: &Place, name: &str) -> Result<(), Error>;
 

@@ -262,7 +262,6 @@ impl Shared {
                 return Err(self.place.error("give a cache back to", ".", source));
             }
         };
-        self.trees.finish(&self.place, &lease.slot)?;
         let replaced = self.replace_content(&lease)?;
         if let Some(layers) = self.trees.layers()
             && let Some(current) = replaced

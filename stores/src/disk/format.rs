@@ -4,6 +4,7 @@
 use crate::place::Place;
 use crate::trees::Trees;
 use crate::{Error, Kind};
+use rustix::fs::IFlags;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -50,6 +51,8 @@ pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Pla
                 )));
             }
             trees.probe(&place)?;
+            place.make_directory("drafts", 0o700)?;
+            spread(&place)?;
             place.replace(FILE, &format!("{kind} {VERSION}\n"), true)?;
         }
     } else if !crate::sys::is_root() {
@@ -104,4 +107,21 @@ fn stranger(place: &Place) -> Result<Option<String>, Error> {
         name == "lost+found" || name == format!("{FILE}.new") || name.starts_with(".probe-")
     };
     Ok(place.names(".")?.into_iter().find(|name| !ours(name)))
+}
+
+/// Has ext4 put each directory in `drafts` into a block group of its own (`FS_TOPDIR_FL`, `chattr +T`).
+///
+/// ext4 does not use the number of an inode again within a minute or five of its deletion, but looks at each such whenever
+/// it makes an inode in the group (linux fs/ext4/ialloc.c, `recently_deleted`). A step makes and deletes about ten, most of
+/// them the kernel for the mount. On a disk where much had been deleted near the store it took 3.6 to 12.5 ms of processor
+/// time, and 1.7 to 2.0 with this (200 steps, three runs each, 2-core VM, 6.18, 2026-11).
+fn spread(place: &Place) -> Result<(), Error> {
+    let drafts = place
+        .open_directory("drafts")
+        .map_err(|errno| place.error("open", "drafts", errno))?;
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&drafts) {
+        // Other file systems do not know the flag, and do not need it.
+        let _ = rustix::fs::ioctl_setflags(&drafts, flags | IFlags::TOPDIR);
+    }
+    Ok(())
 }

@@ -7,10 +7,10 @@
 //!      snapshots/ID/fs        the tree, or its topmost layer
 //!                   meta      what it stands on
 //!                   merged    only where layers were squashed: this layer and those below it but the last
-//!                   child.ID  one for each snapshot that was ever begun from it
+//!                   child.ID  one for each snapshot that was begun from it (a name of that one's `meta`)
 //!      drafts/OWNER/ID.N/…    a snapshot being made, in the same shape
 //!      drafts/OWNER/c-X.N/…   a lease of a cache; `pins` names the layers it stands on
-//!      provisional/X.OWNER.N  X was committed from drafts/OWNER/X.N and may not be on the disk yet
+//!      provisional/X.OWNER.N  X was committed from drafts/OWNER/X.N and may not be on the disk yet (likewise)
 //!      caches/c-X/…           see `caches`
 //!      trash/OWNER.N          being deleted
 //!      state/                 the user's own

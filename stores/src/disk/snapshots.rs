@@ -150,7 +150,6 @@ impl Shared {
         // Every way out before the rename drops the slot, and with it the draft.
         let mut slot = self.slot(draft)?;
         let (id, path) = (slot.id, slot.path());
-        self.trees.finish(&self.place, &path)?;
         if let Some(layers) = self.trees.layers()
             && slot.meta.lower.len() >= layers.snapshot
         {
@@ -159,7 +158,7 @@ impl Shared {
         // Before the rename: no journal writes the later of two changes without the earlier, so after a power cut
         // the mark is there if the snapshot is.
         let mark = format!("provisional/{id}.{}.{}", slot.owner, number(&slot.name));
-        self.place.mark(&mark)?;
+        self.place.link(&format!("{path}/meta"), &mark)?;
         let target = format!("snapshots/{id}");
         loop {
             if self.place.rename_new(&path, &target)? {

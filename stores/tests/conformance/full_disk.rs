@@ -34,7 +34,12 @@ impl SmallDisk {
         let made = run(&format!("mkfs.{kind}"), &[Path::new("-q"), &image])
             && run(
                 "mount",
-                &[Path::new("-o"), Path::new("loop"), &image, &mount_point],
+                &[
+                    Path::new("-o"),
+                    Path::new("loop,commit=1"),
+                    &image,
+                    &mount_point,
+                ],
             );
         if !made {
             obuild_fixtures::skip(&format!("needs mkfs.{kind} and loop devices"));
@@ -127,7 +132,7 @@ fn a_full_btrfs_loses_nothing() {
     assert_eq!(tree(&*store, id(1)).read("kept").unwrap(), "kept");
     store.remove(id(2)).unwrap();
     drop(store);
-    // btrfs frees the space of a subvolume later, in its own thread.
+    // btrfs frees the space of a subvolume later, in a thread that wakes once in a commit interval.
     let end = Instant::now() + Duration::from_secs(30);
     let store = loop {
         let opened = open(&url("btrfs", &disk.mount_point), &Options::default());

@@ -5,8 +5,11 @@
 
 use crate::subject::{Fixture, id};
 use crate::trees::{Tree, commit, tree};
-use obuild_stores::{Error, Options, Store, open};
-use std::io::{BufRead as _, BufReader};
+use obuild_stores::{Error, Options, Store, StoreUrl, open};
+use std::fs::Permissions;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -16,6 +19,7 @@ crate::suite!(persistent:
     what_a_killed_process_left_is_swept
     processes_share_a_store
     killed_at_any_moment_a_store_is_whole
+    without_root_a_store_is_refused
 );
 
 const ROLE: &str = "OBUILD_TEST_ROLE";
@@ -36,7 +40,11 @@ impl Actor {
     }
 
     fn command(program: &Path, url: &str, role: &str, number: u32) -> Self {
-        let child = Command::new(program)
+        Self::spawn(&mut Command::new(program), url, role, number)
+    }
+
+    fn spawn(command: &mut Command, url: &str, role: &str, number: u32) -> Self {
+        let child = command
             .args(["--exact", "processes::child", "--ignored", "--nocapture"])
             .env(ROLE, role)
             .env(URL, url)
@@ -78,7 +86,12 @@ fn child() {
         return;
     };
     let number: u32 = std::env::var(NUMBER).unwrap().parse().unwrap();
-    let store = open(&url.parse().unwrap(), &Options::default()).unwrap();
+    let opened = open(&url.parse().unwrap(), &Options::default());
+    if role == "be refused" {
+        println!("refused: {}", opened.err().unwrap());
+        return;
+    }
+    let store = opened.unwrap();
     match role.as_str() {
         "hold" => {
             let draft = store.prepare(id(number), Some(id(0))).unwrap();
@@ -230,4 +243,38 @@ fn killed_at_any_moment_a_store_is_whole(fixture: &Fixture) {
         });
     }
     check(&*fixture.store);
+}
+
+fn without_root_a_store_is_refused(fixture: &Fixture) {
+    // The program must be where anyone can run it.
+    let all = Permissions::from_mode(0o755);
+    fs_err::set_permissions(fixture.scratch(), all.clone()).unwrap();
+    let program = fixture.scratch().join("program");
+    fs_err::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs_err::set_permissions(&program, all).unwrap();
+    let own = fixture.scratch().join("own");
+    fs_err::create_dir(&own).unwrap();
+    fs_err::set_permissions(&own, Permissions::from_mode(0o777)).unwrap();
+    let there = fixture.url();
+    let new = StoreUrl {
+        path: own,
+        ..there.clone()
+    };
+    for url in [there, new] {
+        let mut command = Command::new(&program);
+        command.uid(65534).gid(65534);
+        let mut actor = Actor::spawn(&mut command, &url.to_string(), "be refused", 0);
+        let mut said = String::new();
+        actor
+            .0
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        assert!(
+            said.contains("refused: ") && said.contains("run it as root"),
+            "{said}"
+        );
+    }
 }

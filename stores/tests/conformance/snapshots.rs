@@ -3,7 +3,7 @@
 
 use crate::subject::{Fixture, id};
 use crate::trees::{Tree, commit, tree};
-use obuild_stores::Error;
+use obuild_stores::{Error, Rootfs};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid};
 
 crate::suite!(all:
@@ -18,6 +18,7 @@ crate::suite!(all:
     everything_is_listed_and_measured
     many_threads_work_at_once
     odd_trees_can_be_thrown_away
+    subvolumes_made_by_builds_go_too
 );
 
 /// Writes one of everything.
@@ -307,12 +308,55 @@ fn odd_trees_can_be_thrown_away(fixture: &Fixture) {
     let file = rustix::fs::openat(&top.0, "immutable", flags, Mode::empty()).unwrap();
     rustix::fs::ioctl_setflags(&file, rustix::fs::IFlags::IMMUTABLE).unwrap();
     drop((file, top));
-    if fixture.is_btrfs() {
-        // A subvolume is deleted without a look at what is in it; so do what makes the look necessary.
-        store.discard(draft).unwrap();
-        return;
-    }
     store.commit(draft).unwrap();
     store.size(id(1)).unwrap();
     store.remove(id(1)).unwrap();
+}
+
+fn subvolumes_made_by_builds_go_too(fixture: &Fixture) {
+    if !fixture.is_btrfs() {
+        return;
+    }
+    let store = &*fixture.store;
+    let btrfs = |arguments: &[&str]| {
+        let output = std::process::Command::new("btrfs")
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    let nest = |rootfs: &Rootfs| {
+        let Rootfs::Directory(top) = rootfs else {
+            panic!("{rootfs:?}")
+        };
+        let path = |name: &str| top.join(name).to_str().unwrap().to_owned();
+        Tree::open(rootfs).make_directory("d");
+        btrfs(&["subvolume", "create", &path("d/outer")]);
+        btrfs(&["subvolume", "create", &path("d/outer/inner")]);
+        fs_err::write(path("d/outer/inner/file"), "").unwrap();
+        btrfs(&[
+            "subvolume",
+            "snapshot",
+            "-r",
+            &path("d/outer"),
+            &path("read-only"),
+        ]);
+    };
+    let draft = store.prepare(id(1), None).unwrap();
+    nest(draft.rootfs());
+    store.commit(draft).unwrap();
+    let draft = store.prepare(id(2), Some(id(1))).unwrap();
+    assert_eq!(Tree::open(draft.rootfs()).names("."), ["d", "read-only"]);
+    store.discard(draft).unwrap();
+    store.remove(id(1)).unwrap();
+    let draft = store.prepare(id(1), None).unwrap();
+    nest(draft.rootfs());
+    store.discard(draft).unwrap();
+    let lease = store.lease_cache(b"nested", (0, 0)).unwrap();
+    nest(&lease.rootfs);
+    drop(lease);
 }

@@ -3,6 +3,7 @@
 
 use obuild_fixtures::{FileSystem, root, scratch};
 use obuild_stores::{Memory, Options, SnapshotId, Store, StoreUrl, open};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -104,15 +105,22 @@ impl Fixture {
 
     /// Removes everything through the store, closes it, and checks that nothing is left in its directory.
     pub(crate) fn finish(self) {
-        while let Some(leaf) = {
-            let all = self.store.list().unwrap();
-            let parents: Vec<_> = all.iter().filter_map(|(_, parent)| *parent).collect();
-            all.iter()
-                .map(|(id, _)| *id)
-                .find(|id| !parents.contains(id))
-        } {
-            self.store.remove(leaf).unwrap();
+        // Ordered so that a parent comes before its children.
+        let mut ordered: Vec<SnapshotId> = Vec::new();
+        let mut level: Vec<Option<SnapshotId>> = vec![None];
+        let mut children: HashMap<Option<SnapshotId>, Vec<SnapshotId>> = HashMap::new();
+        for (id, parent) in self.store.list().unwrap() {
+            children.entry(parent).or_default().push(id);
         }
+        while let Some(parent) = level.pop() {
+            let below = children.remove(&parent).unwrap_or_default();
+            level.extend(below.iter().copied().map(Some));
+            ordered.extend(below);
+        }
+        for id in ordered.into_iter().rev() {
+            self.store.remove(id).unwrap();
+        }
+        assert_eq!(self.store.list().unwrap(), []);
         for (name, _) in self.store.caches().unwrap() {
             self.store.delete_cache(&name).unwrap();
         }
