@@ -13,16 +13,16 @@
 //! `caches/c-X` is locked while a lease begins or ends, not while it lasts. Layers that are not current are deleted
 //! when no lease pins them.
 //!
-//! When layers grow many, the upper ones are squashed into one, outside the lock and without a change of token, since the
-//! content stays what it was. Which ones is chosen so that each layer left is at least twice the size of the one made: a file is
-//! linked anew a number of times that grows with the logarithm of the cache's size.
+//! When layers grow many, some of the upper ones are squashed into one (see `stack`), outside the lock and without a
+//! change of token, since the content stays what it was.
 
 use super::cache_name::encode;
+use super::stack::crowd;
 use super::{Shared, purpose};
 use crate::place::Lock;
 use crate::store::CacheLease;
 use crate::sys;
-use crate::tree::{self, Whiteouts};
+use crate::tree;
 use crate::{Error, Rootfs};
 use rustix::fs::{AtFlags, Gid, Uid};
 use std::fmt::Write as _;
@@ -51,7 +51,7 @@ struct Current {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct CacheLayer {
     name: String,
-    /// How many entries it has, if it was squashed; 0 for one as a lease wrote it.
+    /// How many entries it has, 0 if nobody counted.
     entries: u64,
 }
 
@@ -82,20 +82,6 @@ impl Current {
             token,
             layers,
         })
-    }
-
-    /// Returns how many of the upper layers to squash.
-    fn crowd(&self) -> usize {
-        // Half at least, or the next release would squash again.
-        let mut count = self.layers.len() / 2 + 1;
-        let mut entries: u64 = self.layers[..count].iter().map(|layer| layer.entries).sum();
-        while let Some(next) = self.layers.get(count)
-            && (next.entries == 0 || entries * 2 > next.entries)
-        {
-            entries += next.entries;
-            count += 1;
-        }
-        count
     }
 }
 
@@ -316,16 +302,21 @@ impl Shared {
     /// Squashes the upper layers of `seen`, which `lease` pins, into one.
     fn squash_cache(&self, lease: &Lease, seen: &Current) -> Result<(), Error> {
         let cache = &lease.cache;
-        let (crowd, rest) = seen.layers.split_at(seen.crowd());
-        let whiteouts = if rest.is_empty() {
-            Whiteouts::Drop
-        } else {
-            Whiteouts::Keep
-        };
-        let mut paths = layer_paths(cache, crowd);
-        paths.reverse();
+        let mut entries = Vec::new();
+        for (layer, path) in seen.layers.iter().zip(layer_paths(cache, &seen.layers)) {
+            entries.push(if layer.entries == 0 {
+                self.count(&path)?
+            } else {
+                layer.entries
+            });
+        }
+        let (crowd, rest) = seen.layers.split_at(crowd(&entries));
         let merged = format!("{}/merged", lease.slot);
-        let entries = self.merge_layers(&paths, &merged, whiteouts)?;
+        let entries = self.squash(
+            &layer_paths(cache, crowd),
+            &layer_paths(cache, rest),
+            &merged,
+        )?;
         let Some(_lock) = self.lock_cache(cache, false)? else {
             return Ok(());
         };
@@ -452,17 +443,5 @@ mod tests {
         assert_eq!(Current::parse("name 61\ntoken t\n"), None);
         assert_eq!(Current::parse("name 61\ntoken t\nlayer a"), None);
         assert_eq!(Current::parse(""), None);
-    }
-
-    #[test]
-    fn small_layers_are_squashed_and_large_ones_left_alone() {
-        assert_eq!(current(&[0; 17]).crowd(), 17);
-        let mut entries = [0; 17];
-        entries[16] = 100_000;
-        assert_eq!(current(&entries).crowd(), 16);
-        entries[15] = 60_000;
-        assert_eq!(current(&entries).crowd(), 15);
-        entries[3] = 60_000;
-        assert_eq!(current(&entries).crowd(), 17);
     }
 }

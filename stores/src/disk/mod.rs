@@ -6,7 +6,7 @@
 //!      boot                   the boot in which the store was last opened
 //!      snapshots/ID/fs        the tree, or its topmost layer
 //!                   meta      what it stands on
-//!                   merged    only where layers were squashed: this layer and those below it but the last
+//!                   merged    only where layers were squashed: this layer and some of those below it
 //!                   child.ID  one for each snapshot that was begun from it (a name of that one's `meta`)
 //!      drafts/OWNER/ID.N/…    a snapshot being made, in the same shape
 //!      drafts/OWNER/c-X.N/…   a lease of a cache; `pins` names the layers it stands on
@@ -28,6 +28,7 @@ mod format;
 mod meta;
 mod owner;
 mod snapshots;
+mod stack;
 
 use crate::draft::Draft;
 use crate::place::{Lock, Place};

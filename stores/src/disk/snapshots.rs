@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Drafts and snapshots.
 
-use super::meta::{Layer, Meta};
+use super::meta::{Layer, Merged, Meta};
+use super::stack::crowd;
 use super::{Shared, purpose};
 use crate::draft::Draft;
 use crate::store::Snapshot;
-use crate::tree::{Whiteouts, merge};
 use crate::trees::readable;
 use crate::{Error, SnapshotId};
 use std::io;
@@ -153,7 +153,7 @@ impl Shared {
         if let Some(layers) = self.trees.layers()
             && slot.meta.lower.len() >= layers.snapshot
         {
-            self.squash(&mut slot)?;
+            self.squash_draft(&mut slot)?;
         }
         // Before the rename: no journal writes the later of two changes without the earlier, so after a power cut
         // the mark is there if the snapshot is.
@@ -175,42 +175,34 @@ impl Shared {
         }
     }
 
-    /// Makes `merged` from the draft's layer and all layers below it but the last. That one is the base, mostly: it
-    /// is larger than the others together and is better left alone.
-    fn squash(&self, slot: &mut Slot) -> Result<(), Error> {
-        let path = slot.path();
-        let (bottom, middle) = slot
+    /// Makes `merged` from the draft's layer and the upper ones below it. The last one stays what it is: it is the
+    /// base, mostly larger than the others together.
+    fn squash_draft(&self, slot: &mut Slot) -> Result<(), Error> {
+        let own = format!("{}/fs", slot.path());
+        let mut entries = vec![self.count(&own)?];
+        let (_, middle) = slot
             .meta
             .lower
-            .split_last()
+            .split_last_mut()
             .expect("the limit is above zero");
-        let mut layers: Vec<String> = middle.iter().rev().map(|layer| layer.path()).collect();
-        layers.push(format!("{path}/fs"));
-        self.merge_layers(&layers, &format!("{path}/merged"), Whiteouts::Keep)?;
-        slot.meta.merged_over = Some(*bottom);
-        self.place
-            .write(&format!("{path}/meta"), &slot.meta.to_text())
-    }
-
-    /// Merges layers, the lowest first, into a new directory. Returns how many entries were handled.
-    pub(super) fn merge_layers(
-        &self,
-        layers: &[String],
-        target: &str,
-        whiteouts: Whiteouts,
-    ) -> Result<u64, Error> {
-        self.place.make_directory(target, 0o755)?;
-        let open = |name: &str| {
-            self.place
-                .open_directory(name)
-                .map_err(|errno| self.place.error("open", name, errno))
-        };
-        let mut count = 0;
-        for layer in layers {
-            count += merge(open(layer)?, open(target)?, whiteouts)
-                .map_err(|errno| self.place.error("squash", layer, errno))?;
+        for layer in middle {
+            if layer.entries == 0 {
+                layer.entries = self.count(&layer.path())?;
+            }
+            entries.push(layer.entries);
         }
-        Ok(count)
+        let paths = |layers: &[Layer]| layers.iter().map(|layer| layer.path()).collect::<Vec<_>>();
+        let (squashed, over) = slot.meta.lower.split_at(crowd(&entries) - 1);
+        let mut layers = paths(squashed);
+        layers.insert(0, own);
+        let merged = format!("{}/merged", slot.path());
+        let entries = self.squash(&layers, &paths(over), &merged)?;
+        slot.meta.merged = Some(Merged {
+            entries,
+            over: over.to_vec(),
+        });
+        self.place
+            .write(&format!("{}/meta", slot.path()), &slot.meta.to_text())
     }
 
     pub(super) fn remove(&self, id: SnapshotId) -> Result<(), Error> {

@@ -7,7 +7,7 @@
 //! that several snapshots share has the link count of all its places, and where that count is exhausted it is copied.
 
 use super::{copy_attributes, copy_node, entries, open, remove};
-use rustix::fs::{AtFlags, FileType, Mode, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, Stat, XattrFlags};
 use rustix::io::{Errno, Result};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,31 +27,19 @@ struct Frame {
     pending: Vec<CString>,
 }
 
-/// Lays the layer `source` over the tree `target`, whose top directory is there. Returns how many entries the
-/// layer has.
-pub(crate) fn merge(source: OwnedFd, target: OwnedFd, whiteouts: Whiteouts) -> Result<u64> {
-    let mut count = 0;
+/// Lays the layer `source` over the tree `target`, whose top directory is there.
+pub(crate) fn merge(source: OwnedFd, target: OwnedFd, whiteouts: Whiteouts) -> Result<()> {
     // Only the current pair of directories is open: one comes back up through "..", which is sound because nobody
     // moves directories in either tree.
     let (mut source, mut target) = (source, target);
-    let mut stack = vec![enter(
-        source.as_fd(),
-        target.as_fd(),
-        whiteouts,
-        &mut count,
-    )?];
+    let mut stack = vec![enter(source.as_fd(), target.as_fd(), whiteouts)?];
     while let Some(frame) = stack.last_mut() {
         if let Some(name) = frame.pending.pop() {
             let below = open(&source, &name)?;
             directory(below.as_fd(), target.as_fd(), &name, whiteouts)?;
             target = open(&target, &name)?;
             source = below;
-            stack.push(enter(
-                source.as_fd(),
-                target.as_fd(),
-                whiteouts,
-                &mut count,
-            )?);
+            stack.push(enter(source.as_fd(), target.as_fd(), whiteouts)?);
         } else {
             // Last of all, because every change inside changes the time.
             copy_attributes(&source, &target, &rustix::fs::fstat(&source)?)?;
@@ -62,24 +50,18 @@ pub(crate) fn merge(source: OwnedFd, target: OwnedFd, whiteouts: Whiteouts) -> R
             }
         }
     }
-    Ok(count)
+    Ok(())
 }
 
 /// Merges everything in a directory but its directories, which it collects.
-fn enter(
-    source: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    whiteouts: Whiteouts,
-    count: &mut u64,
-) -> Result<Frame> {
+fn enter(source: BorrowedFd<'_>, target: BorrowedFd<'_>, whiteouts: Whiteouts) -> Result<Frame> {
     let mut pending = Vec::new();
     entries(source, |name, mut kind| {
-        *count += 1;
         let mut whiteout = false;
         if matches!(kind, FileType::Unknown | FileType::CharacterDevice) {
             let stat = rustix::fs::statat(source, &name, AtFlags::SYMLINK_NOFOLLOW)?;
             kind = FileType::from_raw_mode(stat.st_mode);
-            whiteout = kind == FileType::CharacterDevice && stat.st_rdev == 0;
+            whiteout = is_whiteout(&stat);
         }
         match kind {
             FileType::Directory => pending.push(name),
@@ -137,7 +119,13 @@ fn directory(
     Ok(())
 }
 
-fn is_opaque(directory: BorrowedFd<'_>) -> Result<bool> {
+/// Returns whether it is a mark of deletion: a character device 0:0.
+pub(super) fn is_whiteout(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// Returns whether a directory hides those of the same name in layers below.
+pub(super) fn is_opaque(directory: BorrowedFd<'_>) -> Result<bool> {
     let mut value = [0; 8];
     match rustix::fs::fgetxattr(directory, OPAQUE, &mut value[..]) {
         Ok(length) => Ok(value[..length] == *b"y"),

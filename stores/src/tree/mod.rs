@@ -6,11 +6,13 @@ mod copy;
 mod merge;
 mod remove;
 mod size;
+mod whiteouts;
 
 pub(crate) use copy::{copy_attributes, copy_node};
 pub(crate) use merge::{Whiteouts, merge};
 pub(crate) use remove::{Subvolumes, remove};
-pub(crate) use size::size;
+pub(crate) use size::{count, size};
+pub(crate) use whiteouts::prune_whiteouts;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, StatFs};
 use rustix::io::Result;

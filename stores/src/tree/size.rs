@@ -12,39 +12,68 @@ use std::os::fd::{AsFd, OwnedFd};
 pub(crate) fn size(top: OwnedFd) -> Result<u64> {
     let mut blocks = 0;
     let mut linked = HashSet::new();
+    walk(top, |directory, below| {
+        blocks += rustix::fs::fstat(directory)?.st_blocks;
+        entries(directory.as_fd(), |name, kind| {
+            if kind == FileType::Directory {
+                below.push(name);
+                return Ok(());
+            }
+            let stat = rustix::fs::statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                below.push(name);
+            } else if stat.st_nlink == 1 || linked.insert((stat.st_dev, stat.st_ino)) {
+                blocks += stat.st_blocks;
+            }
+            Ok(())
+        })
+    })?;
+    // The unit of st_blocks is 512 bytes whatever the file system (stat(3type)).
+    Ok(u64::try_from(blocks).unwrap_or(0) * 512)
+}
+
+/// Returns how many entries a tree has, its top directory included.
+pub(crate) fn count(top: OwnedFd) -> Result<u64> {
+    let mut count = 1;
+    walk(top, |directory, below| {
+        entries(directory.as_fd(), |name, kind| {
+            count += 1;
+            let directory = match kind {
+                FileType::Unknown => {
+                    let stat = rustix::fs::statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+                    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+                }
+                kind => kind == FileType::Directory,
+            };
+            if directory {
+                below.push(name);
+            }
+            Ok(())
+        })
+    })?;
+    Ok(count)
+}
+
+/// Calls `each` with every directory of a tree, which answers with the directories in it. One is open at a time.
+fn walk(
+    top: OwnedFd,
+    mut each: impl FnMut(&OwnedFd, &mut Vec<CString>) -> Result<()>,
+) -> Result<()> {
     let mut current = top;
-    let mut stack: Vec<Vec<CString>> = Vec::new();
-    let mut entered = true;
-    loop {
-        if entered {
-            let mut pending = Vec::new();
-            blocks += rustix::fs::fstat(&current)?.st_blocks;
-            entries(current.as_fd(), |name, kind| {
-                if kind == FileType::Directory {
-                    pending.push(name);
-                    return Ok(());
-                }
-                let stat = rustix::fs::statat(&current, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                    pending.push(name);
-                } else if stat.st_nlink == 1 || linked.insert((stat.st_dev, stat.st_ino)) {
-                    blocks += stat.st_blocks;
-                }
-                Ok(())
-            })?;
-            stack.push(pending);
-        }
-        let pending = stack.last_mut().expect("the loop ends with the last one");
-        entered = !pending.is_empty();
+    let mut stack = vec![Vec::new()];
+    each(&current, &mut stack[0])?;
+    while let Some(pending) = stack.last_mut() {
         if let Some(name) = pending.pop() {
             current = open(&current, &name)?;
+            let mut below = Vec::new();
+            each(&current, &mut below)?;
+            stack.push(below);
         } else {
             stack.pop();
-            if stack.is_empty() {
-                // The unit of st_blocks is 512 bytes whatever the file system (stat(3type)).
-                return Ok(u64::try_from(blocks).unwrap_or(0) * 512);
+            if !stack.is_empty() {
+                current = open(&current, c"..")?;
             }
-            current = open(&current, c"..")?;
         }
     }
+    Ok(())
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Deep chains: what a tree is does not depend on how many layers it is kept in.
 
-use crate::subject::{Fixture, MEMORY, id};
+use crate::subject::{Fixture, MEMORY, OVERLAY, id};
 use crate::trees::{Tree, commit, tree};
 use obuild_stores::Rootfs;
 use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
@@ -10,6 +10,7 @@ crate::suite!(all:
     five_hundred_steps_are_one_tree
     random_changes_give_the_same_tree_everywhere
     attributes_survive_squashing
+    what_was_deleted_does_not_haunt_directories
 );
 
 fn five_hundred_steps_are_one_tree(fixture: &Fixture) {
@@ -212,4 +213,115 @@ fn attributes_survive_squashing(fixture: &Fixture) {
     let mut value = [0; 20];
     rustix::fs::fgetxattr(&file, "security.capability", &mut value[..]).unwrap();
     assert_eq!(value[5], 0x20);
+}
+
+fn what_was_deleted_does_not_haunt_directories(fixture: &Fixture) {
+    let store = &*fixture.store;
+    // Step by step: directories that only middle layers have, that replace a file, a directory, or nothing; and in
+    // each a file that is deleted in a later layer.
+    let steps: [&dyn Fn(&Tree); 6] = [
+        &|tree| {
+            tree.make_directory("base");
+            tree.make_directory("replaced");
+            tree.write("replaced/gone", "");
+            tree.write("file", "");
+            tree.write("base/kept", "");
+            tree.write("base/gone", "");
+        },
+        &|tree| {
+            tree.delete("replaced");
+            tree.delete("file");
+            for path in [
+                "replaced",
+                "file",
+                "new",
+                "new/deep",
+                "base/deep",
+                "fleeting",
+            ] {
+                tree.make_directory(path);
+                tree.write(&format!("{path}/gone"), "");
+                tree.write(&format!("{path}/kept"), "");
+            }
+        },
+        &|tree| {
+            for path in [
+                "base",
+                "replaced",
+                "file",
+                "new",
+                "new/deep",
+                "base/deep",
+                "fleeting",
+            ] {
+                tree.delete(&format!("{path}/gone"));
+            }
+        },
+        &|tree| tree.delete("fleeting"),
+        &|tree| tree.make_directory("fleeting"),
+        &|tree| tree.delete("fleeting"),
+    ];
+    let check = |tree: &Tree, when: &str| {
+        assert_eq!(
+            tree.names("."),
+            ["base", "file", "new", "replaced"],
+            "{when}"
+        );
+        assert_eq!(tree.names("base"), ["deep", "kept"], "{when}");
+        assert_eq!(tree.names("new"), ["deep", "kept"], "{when}");
+        for path in ["base/deep", "new/deep", "replaced", "file"] {
+            assert_eq!(tree.names(path), ["kept"], "{path} {when}");
+        }
+    };
+    for step in 0..200_u32 {
+        let parent = step.checked_sub(1).map(id);
+        commit(store, id(step), parent, |tree| {
+            match steps.get(step as usize) {
+                Some(change) => change(tree),
+                None => tree.write("new/last", ""),
+            }
+        });
+        if step > 6 {
+            let draft = store.prepare(id(1000), Some(id(step))).unwrap();
+            let tree = Tree::open(draft.rootfs());
+            tree.delete("new/last");
+            check(&tree, &format!("after step {step}"));
+        }
+    }
+    for round in 0..40 {
+        let lease = store.lease_cache(b"haunted", (0, 0)).unwrap();
+        let tree = Tree::open(&lease.rootfs);
+        match steps.get(round) {
+            Some(change) => change(&tree),
+            None => check(&tree, &format!("in round {round}")),
+        }
+        drop(tree);
+        store.release_cache(lease).unwrap();
+    }
+}
+
+#[test]
+fn large_layers_are_not_squashed_again_and_again() {
+    let Some(fixture) = OVERLAY.fixture() else {
+        return;
+    };
+    let store = &*fixture.store;
+    commit(store, id(0), None, |tree| tree.write("base", ""));
+    commit(store, id(1), Some(id(0)), |tree| {
+        for file in 0..1000 {
+            tree.write(&format!("file-{file}"), "");
+        }
+    });
+    for step in 2..300 {
+        commit(store, id(step), Some(id(step - 1)), |tree| {
+            tree.write(&format!("step-{step}"), "");
+        });
+    }
+    let last = tree(store, id(299));
+    assert_eq!(last.names(".").len(), 1 + 1000 + 298);
+    // Each squash that takes the file in adds a name to it.
+    let stat = rustix::fs::statat(&last.0, "file-500", AtFlags::empty()).unwrap();
+    assert!(stat.st_nlink <= 2, "{}", stat.st_nlink);
+    drop(last);
+    fixture.finish();
 }
