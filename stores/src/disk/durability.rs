@@ -57,10 +57,19 @@ impl Shared {
         // In place, which works on a full disk too; half of it is no boot's id, and has the next one look again.
         self.place.overwrite(BOOT, &format!("{now}\n"))?;
         drop(lock);
-        for name in trash {
-            self.trees.destroy(&self.place, &name)?;
+        if let Err(error) = self.delete_all(&trash) {
+            tracing::warn!(%error, "not all that was dropped could be deleted");
         }
         Ok(())
+    }
+
+    /// Deletes all of it that can be deleted. Returns the first error.
+    fn delete_all(&self, trash: &[String]) -> Result<(), Error> {
+        let deleted: Vec<_> = trash
+            .iter()
+            .map(|name| self.trees.destroy(&self.place, name))
+            .collect();
+        deleted.into_iter().collect()
     }
 
     /// Moves a snapshot and everything that stands on it to the trash, descendants first, so that a crash in
@@ -133,8 +142,9 @@ impl Shared {
             }
             trash.extend(self.trash(&format!("drafts/{owner}"))?);
         }
+        let live = self.live_drafts()?;
         for (parent, id) in orphans {
-            self.forget_child(parent, id)?;
+            self.forget_child(parent, id, &live)?;
         }
         // Others are at work on theirs.
         let others = |entry: &String| {
@@ -148,10 +158,7 @@ impl Shared {
         if !dead.is_empty() {
             self.sweep_caches()?;
         }
-        for name in trash {
-            self.trees.destroy(&self.place, &name)?;
-        }
-        Ok(())
+        self.delete_all(&trash)
     }
 }
 

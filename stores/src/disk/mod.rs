@@ -131,8 +131,11 @@ impl Disk {
         });
         shared.recover(options.boot_id.as_deref())?;
         let disk = Self { shared };
-        if disk.shared.has_leftovers()? {
-            disk.sweep()?;
+        // What cannot be cleaned up now is no reason not to work.
+        if disk.shared.has_leftovers()?
+            && let Err(error) = disk.sweep()
+        {
+            tracing::warn!(%error, "what an earlier process left could not be cleaned up");
         }
         Ok(disk)
     }

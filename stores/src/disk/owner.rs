@@ -7,6 +7,7 @@
 use super::Shared;
 use crate::Error;
 use crate::place::Lock;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -58,6 +59,18 @@ impl Shared {
         }
     }
 
+    /// Returns what living owners are making. The store must be locked as for [`Shared::is_alive`].
+    pub(super) fn live_drafts(&self) -> Result<LiveDrafts, Error> {
+        let mut live = LiveDrafts::new();
+        for owner in self.place.names("drafts")? {
+            if self.is_alive(&owner)? {
+                let slots = self.place.names(&format!("drafts/{owner}"))?;
+                live.extend(slots.iter().map(|slot| purpose(slot).to_owned()));
+            }
+        }
+        Ok(live)
+    }
+
     /// Returns the slots of all owners as `(owner, slot)`, those of dead ones too.
     pub(crate) fn slots(&self) -> Result<Vec<(String, String)>, Error> {
         let mut slots = Vec::new();
@@ -69,6 +82,9 @@ impl Shared {
         Ok(slots)
     }
 }
+
+/// What living owners are making, by the names of what it will be.
+pub(super) type LiveDrafts = HashSet<String>;
 
 /// Returns a name for an owner: no dot in it, and never used twice.
 pub(super) fn unique_name() -> String {

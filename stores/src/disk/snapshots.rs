@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Drafts and snapshots.
 
+use super::Shared;
 use super::meta::{Layer, Merged, Meta};
+use super::owner::LiveDrafts;
 use super::stack::crowd;
-use super::{Shared, purpose};
 use crate::draft::Draft;
 use crate::store::Snapshot;
 use crate::trees::readable;
@@ -35,7 +36,7 @@ impl Slot {
         let trash = shared.trash(&self.path())?;
         if let Some(parent) = self.meta.parent {
             let _lock = shared.lock(true)?;
-            shared.forget_child(parent, self.id)?;
+            shared.forget_child(parent, self.id, &shared.live_drafts()?)?;
         }
         match trash {
             Some(trash) => shared.trees.destroy(&shared.place, &trash),
@@ -212,6 +213,7 @@ impl Shared {
         }
         let lock = self.lock(true)?;
         let directory = format!("snapshots/{id}");
+        let live = self.live_drafts()?;
         let mut children = Vec::new();
         for name in self.place.names(&directory)? {
             let Some(child) = name
@@ -220,7 +222,7 @@ impl Shared {
             else {
                 continue;
             };
-            if self.is_wanted(child)? {
+            if self.is_wanted(child, &live)? {
                 children.push(child);
             } else {
                 self.place.unlink(&format!("{directory}/{name}"))?;
@@ -233,7 +235,7 @@ impl Shared {
         let parent = self.meta(id).ok().flatten().and_then(|meta| meta.parent);
         let trash = self.trash(&directory)?;
         if let Some(parent) = parent {
-            self.forget_child(parent, id)?;
+            self.forget_child(parent, id, &live)?;
         }
         drop(lock);
         match trash {
@@ -242,24 +244,23 @@ impl Shared {
         }
     }
 
-    /// Returns whether a snapshot is there or being made. The store must be locked alone.
-    fn is_wanted(&self, id: SnapshotId) -> Result<bool, Error> {
-        // Drafts first: one that is committed between the two looks is found by the second.
-        let text = id.to_string();
-        for (owner, slot) in self.slots()? {
-            if purpose(&slot) == text && self.is_alive(&owner)? {
-                return Ok(true);
-            }
-        }
-        self.place.exists(&format!("snapshots/{id}"))
-    }
-
     /// Takes the mark of a child out of its parent, if nobody wants the child. The store must be locked alone.
-    pub(super) fn forget_child(&self, parent: SnapshotId, id: SnapshotId) -> Result<(), Error> {
-        if self.is_wanted(id)? {
+    pub(super) fn forget_child(
+        &self,
+        parent: SnapshotId,
+        id: SnapshotId,
+        live: &LiveDrafts,
+    ) -> Result<(), Error> {
+        if self.is_wanted(id, live)? {
             return Ok(());
         }
         self.place.unlink(&format!("snapshots/{parent}/child.{id}"))
+    }
+
+    /// Returns whether a snapshot is there or being made. The store must be locked alone since before the drafts were
+    /// listed: so none can have come, and one that was committed since is found among the snapshots.
+    fn is_wanted(&self, id: SnapshotId, live: &LiveDrafts) -> Result<bool, Error> {
+        Ok(live.contains(&id.to_string()) || self.place.exists(&format!("snapshots/{id}/meta"))?)
     }
 }
 
