@@ -14,6 +14,8 @@ pub enum Rootfs {
 }
 
 /// The recipe for an overlay mount; all paths absolute. See Linux `Documentation/filesystems/overlayfs.rst`.
+///
+/// [`Rootfs::open`] follows it, with the options that a store relies on; it is better not to do it by hand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OverlayMount {
     /// Read-only layers, topmost first; at least one.
