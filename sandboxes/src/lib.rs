@@ -7,10 +7,21 @@
 //! All calls block until the command has ended: async callers run them on blocking threads.
 
 mod cancel;
+pub mod helper;
+mod native;
 mod sandbox;
+mod seccomp;
+mod step;
+mod sys;
+mod terminal;
+mod tree;
+mod wire;
+mod zygote;
 
 pub use cancel::Cancel;
+pub use native::{Native, NativeOptions};
 pub use sandbox::{
     Command, Error, Exit, Features, Limits, Mount, MountSource, Network, OverlayMount, Rootfs,
     Sandbox, Secret, Stdio, Upper, User,
 };
+pub use zygote::HelperCommand;
