@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 /// How long the step's init process may take to end everything and to tidy the tree before it is killed itself.
 const GRACE: Duration = Duration::from_millis(600);
 
-const OUTPUT_BYTES: usize = 64 * 1024;
+const OUTPUT_BYTES: usize = 16 * 1024;
 
 /// More than a pipe holds in all: pipe(7), `/proc/sys/fs/pipe-max-size` is 1 MiB.
-const OUTPUT_READS: usize = 32;
+const OUTPUT_READS: usize = 65;
 
 /// What a step needs from its backend beside the command.
 pub(crate) struct Surroundings {
@@ -233,6 +233,7 @@ impl Step<'_> {
                     ending = Some((Exit::TimedOut, now + GRACE));
                     self.ask_to_end();
                 } else {
+                    self.receive()?;
                     self.kill();
                     // Only a process that the kernel cannot kill lasts longer; there is nothing left to do but to wait.
                     ending = ending.map(|(exit, _)| (exit, now + Duration::from_secs(3600)));
@@ -255,9 +256,6 @@ impl Step<'_> {
             }
         }
         // All processes are gone, so what they wrote is in the pipe and nothing follows.
-        if self.socket.is_some() {
-            self.receive()?;
-        }
         self.output.pass();
         let exit = ending.map(|(exit, _)| exit);
         match (self.outcome.take(), exit) {
@@ -272,12 +270,11 @@ impl Step<'_> {
 
     fn poll(&self, cancel: Option<&Cancel>, until: Option<Instant>) -> Result<Ready, Error> {
         let mut waited: Vec<(PollFd<'_>, fn(&mut Ready))> = Vec::with_capacity(6);
+        // Replies are read when the socket ends, which is when the helper has reaped the step's init process.
+        let waiting = PollFlags::empty();
         if let Some(socket) = &self.socket {
-            waited.push((PollFd::new(socket, PollFlags::IN), |ready| {
-                ready.socket = true
-            }));
-        }
-        if let Some(process) = &self.process {
+            waited.push((PollFd::new(socket, waiting), |ready| ready.socket = true));
+        } else if let Some(process) = &self.process {
             waited.push((PollFd::new(process, PollFlags::IN), |ready| {
                 ready.process = true
             }));

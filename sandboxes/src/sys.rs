@@ -50,11 +50,31 @@ pub(crate) fn fork_init() -> io::Result<Fork> {
     Ok(forked(check(pid)?))
 }
 
-/// Forks. Only in a process with one thread.
-pub(crate) fn fork() -> io::Result<Fork> {
-    // SAFETY: the caller has one thread, so the child may run any code.
-    let pid = unsafe { libc::fork() };
-    Ok(forked(check(pid.into())?))
+/// The child's stack in [`spawn`]. Untouched pages cost nothing.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// Starts a process that runs `child` and exits with its result, and waits until it has exited or executed a program. Only in a process
+/// with one thread.
+///
+/// The child shares the memory of the caller, which saves copying it for a process that soon gets another.
+pub(crate) fn spawn(child: &dyn Fn() -> i32) -> io::Result<Pid> {
+    extern "C" fn enter(argument: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: `spawn` passes a pointer to its own reference, and is stopped while this runs.
+        let child = unsafe { *argument.cast::<&dyn Fn() -> i32>() };
+        child()
+    }
+    let mut stack = Vec::<u8>::with_capacity(STACK_BYTES);
+    // SAFETY: the end of the allocation is one past its last byte. Stacks grow down on all machines that Linux calls so.
+    let top = unsafe { stack.as_mut_ptr().add(STACK_BYTES & !15) };
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    let argument = (&raw const child).cast_mut().cast();
+    // SAFETY: CLONE_VFORK stops this process, which has one thread, until the child has left the shared memory: nothing runs
+    // concurrently, and the stack and the argument outlive the child's use.
+    let pid = unsafe { libc::clone(enter, top.cast(), flags, argument) };
+    match forked(check(pid.into())?) {
+        Fork::Parent(pid) => Ok(pid),
+        Fork::Child => unreachable!("clone returns in the caller only"),
+    }
 }
 
 /// Ends the process at once, without destructors: those belong to the process it was forked from.
@@ -104,33 +124,40 @@ pub(crate) fn child_signals() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sets every signal to its default action and unblocks all. std ignores `SIGPIPE`, which a command must not inherit.
-pub(crate) fn reset_signals() {
-    for signal in 1..=64 {
-        // SAFETY: SIG_DFL runs no code of ours. KILL, STOP and libc's own two fail, which is right.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+/// Signals that a terminal or a service manager sends to whole groups, and the one that std ignores.
+const IGNORED: &[libc::c_int] = &[
+    libc::SIGPIPE,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGTSTP,
+    libc::SIGTTOU,
+    libc::SIGTTIN,
+];
+
+fn act_on(signals: impl IntoIterator<Item = libc::c_int>, action: libc::sighandler_t) {
+    for signal in signals {
+        // SAFETY: the action is SIG_DFL or SIG_IGN, which run no code of ours. For KILL, STOP and libc's own two it fails, which is
+        // right.
+        unsafe { libc::signal(signal, action) };
     }
+}
+
+/// Gives the helper its signals: whatever the caller was started with is forgotten, and what is sent to groups is ignored.
+pub(crate) fn helper_signals() {
+    act_on(1..=64, libc::SIG_DFL);
+    act_on(IGNORED.iter().copied(), libc::SIG_IGN);
+}
+
+/// Sets every signal of a process that was forked from the helper to its default action, and unblocks all.
+pub(crate) fn default_signals() {
+    act_on(IGNORED.iter().copied(), libc::SIG_DFL);
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set.
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
     // SAFETY: the set is initialised; the null pointer means that the old mask is not wanted.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) };
-}
-
-/// Ignores the signals that a terminal or a service manager sends to whole groups.
-pub(crate) fn ignore_group_signals() {
-    for signal in [
-        libc::SIGINT,
-        libc::SIGQUIT,
-        libc::SIGTERM,
-        libc::SIGHUP,
-        libc::SIGTSTP,
-        libc::SIGTTOU,
-        libc::SIGTTIN,
-    ] {
-        // SAFETY: SIG_IGN runs no code of ours.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
 }
 
 /// Kills every other process of the pid namespace of which the caller is process 1; does nothing in any other process.

@@ -17,8 +17,11 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
 
-/// The largest packet. The default socket buffer of Linux holds about 200 kB.
-const PACKET_BYTES: usize = 64 * 1024;
+/// The largest packet. Sockets would take more, but every page touched is one more to copy after the fork.
+const PACKET_BYTES: usize = 8 * 1024;
+
+/// The longest part of a reply that comes from the outside.
+const QUOTED_BYTES: usize = 1024;
 
 /// Most descriptors in one packet: step, three streams, secrets, request.
 const PACKET_DESCRIPTORS: usize = 6;
@@ -79,6 +82,26 @@ pub(crate) enum Failure {
     NoProgram { program: BString, reason: String },
     NoUser(BString),
     Helper(String),
+}
+
+impl Failure {
+    /// Returns the same with its texts cut to what a packet can hold.
+    fn clipped(&self) -> Self {
+        let clip = |text: &str| text.chars().take(QUOTED_BYTES / 4).collect();
+        let clip_bytes = |bytes: &BString| BString::from(&bytes[..bytes.len().min(QUOTED_BYTES)]);
+        match self {
+            Self::Setup { action, errno } => Self::Setup {
+                action: clip(action),
+                errno: *errno,
+            },
+            Self::NoProgram { program, reason } => Self::NoProgram {
+                program: clip_bytes(program),
+                reason: clip(reason),
+            },
+            Self::NoUser(name) => Self::NoUser(clip_bytes(name)),
+            Self::Helper(reason) => Self::Helper(clip(reason)),
+        }
+    }
 }
 
 impl From<Failure> for Error {
@@ -157,6 +180,14 @@ pub(crate) struct Parcel {
 }
 
 impl Parcel {
+    /// Returns a copy of the step's socket.
+    pub(crate) fn socket(&self) -> io::Result<OwnedFd> {
+        match self.descriptors.first() {
+            Some(socket) => socket.try_clone(),
+            None => Err(io::Error::other("a request without a socket")),
+        }
+    }
+
     /// Decodes it into the request and the step's descriptors.
     pub(crate) fn open(mut self) -> io::Result<(Request, Vec<OwnedFd>)> {
         let content = match self.packet.split_first() {
@@ -189,7 +220,12 @@ pub(crate) fn send_reply(
     reply: &Reply,
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let packet = serde_json::to_vec(reply).map_err(io::Error::other)?;
+    let mut packet = serde_json::to_vec(reply).map_err(io::Error::other)?;
+    if packet.len() > PACKET_BYTES
+        && let Reply::Failed(failure) = reply
+    {
+        packet = serde_json::to_vec(&Reply::Failed(failure.clipped())).map_err(io::Error::other)?;
+    }
     send(socket, &packet, descriptors)
 }
 

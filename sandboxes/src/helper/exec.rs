@@ -116,7 +116,7 @@ impl Launch<'_> {
             maximum: Some(0),
         };
         rustix::process::setrlimit(Resource::Core, none).trying(|| "limit core dumps")?;
-        sys::reset_signals();
+        sys::default_signals();
         sys::close_on_exec_from(3).trying(|| "keep descriptors from the command")?;
         self.privileges()?;
         let error = sys::execve(&program, &argv, &env);

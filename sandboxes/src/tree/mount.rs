@@ -71,13 +71,18 @@ pub(crate) fn attach(mount: &OwnedFd, target: BorrowedFd<'_>) -> io::Result<()> 
 
 /// Returns a detached mount of what is at `path` below `at`, without the mounts below that. Symbolic links are followed.
 pub(crate) fn bind(at: BorrowedFd<'_>, path: &[u8], with: Attributes) -> io::Result<OwnedFd> {
+    let mount = copy(at, path)?;
+    with.set(mount.as_fd())?;
+    Ok(mount)
+}
+
+/// As [`bind`], forbidding what the mount at that place forbids.
+pub(crate) fn copy(at: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if path.is_empty() {
         flags |= OpenTreeFlags::AT_EMPTY_PATH;
     }
-    let mount = rustix::mount::open_tree(at, OsStr::from_bytes(path), flags)?;
-    with.set(mount.as_fd())?;
-    Ok(mount)
+    rustix::mount::open_tree(at, OsStr::from_bytes(path), flags).map_err(io::Error::from)
 }
 
 /// Returns a detached mount of a new file system of this kind.

@@ -100,16 +100,9 @@ impl Tree {
 
     /// Returns the mount point at `path`, made for this step when it is missing.
     pub(crate) fn point(&mut self, path: &[u8], kind: Kind) -> io::Result<OwnedFd> {
-        let point = match self.open(path, OFlags::PATH) {
-            Ok(point) => point,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.walk(path, kind, true)?,
-            Err(error) => return Err(error),
-        };
-        let is_directory = kind_of(&point)? == FileType::Directory;
-        match (is_directory, kind) {
-            (true, Kind::File) => Err(Errno::ISDIR.into()),
-            (false, Kind::Directory) => Err(Errno::NOTDIR.into()),
-            _ => Ok(point),
+        match self.open(path, OFlags::PATH) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.walk(path, kind, true),
+            result => result,
         }
     }
 
