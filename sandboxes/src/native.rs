@@ -2,6 +2,7 @@
 //! The native sandbox: Linux namespaces by direct calls, through a helper process that is started once.
 
 use crate::Cancel;
+use crate::cgroup::Cgroups;
 use crate::sandbox::{Command, Error, Exit, Features, Rootfs, Sandbox, Stdio};
 use crate::step::{self, Surroundings};
 use crate::zygote::{HelperCommand, Zygote};
@@ -17,19 +18,23 @@ pub struct NativeOptions {
 #[derive(Debug)]
 pub struct Native {
     zygote: Zygote,
+    cgroups: Cgroups,
 }
+
+const NAME: &str = "native";
 
 impl Native {
     /// Opens the sandbox. The helper is started with the first command, or by [`Native::prepare`].
     pub fn open(options: NativeOptions) -> Result<Self, Error> {
         if !rustix::process::geteuid().is_root() {
             return Err(Error::Unavailable {
-                sandbox: "native",
+                sandbox: NAME,
                 reason: "it needs root; run obuild as root".to_owned(),
             });
         }
         Ok(Self {
             zygote: Zygote::new(options.helper),
+            cgroups: Cgroups::open(NAME)?,
         })
     }
 
@@ -46,11 +51,26 @@ impl Native {
 
 impl Sandbox for Native {
     fn name(&self) -> &'static str {
-        "native"
+        NAME
     }
 
     fn features(&self) -> Features {
-        Features::default()
+        let overlay = if crate::tree::overlay_appends() {
+            "up to 500 layers"
+        } else {
+            "as many layers as fit a page (Linux before 6.7)"
+        };
+        let note = |name: &str, value: String| (name.to_owned(), value);
+        Features {
+            notes: vec![
+                note(
+                    "isolation",
+                    "pid, mount, ipc, uts, net, cgroup namespaces; seccomp".to_owned(),
+                ),
+                note("cgroup", self.cgroups.describe()),
+                note("overlay", overlay.to_owned()),
+            ],
+        }
     }
 
     fn run(
@@ -60,10 +80,18 @@ impl Sandbox for Native {
         stdio: Stdio<'_>,
         cancel: &Cancel,
     ) -> Result<Exit, Error> {
+        let group = self.cgroups.create(&command.limits)?;
         let surroundings = Surroundings {
-            cgroups: Vec::new(),
+            cgroups: group
+                .as_ref()
+                .map_or_else(Vec::new, |group| group.entries()),
             runtime: None,
         };
-        step::run(&self.zygote, command, rootfs, stdio, cancel, surroundings)
+        let exit = step::run(&self.zygote, command, rootfs, stdio, cancel, surroundings)?;
+        let out_of_memory = group.is_some_and(|group| group.was_out_of_memory());
+        Ok(match exit {
+            Exit::Status(1..) | Exit::Signal(_) if out_of_memory => Exit::OutOfMemory,
+            exit => exit,
+        })
     }
 }

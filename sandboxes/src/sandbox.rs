@@ -263,18 +263,18 @@ pub enum Error {
 }
 
 /// Paths as bytes, since serde refuses those that are not UTF-8.
-mod path_bytes {
+pub(crate) mod path_bytes {
     use bstr::BString;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
     use std::ffi::OsString;
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     use std::path::{Path, PathBuf};
 
-    pub(super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
         BString::from(path.as_os_str().as_bytes()).serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
         BString::deserialize(from).map(|bytes| OsString::from_vec(bytes.into()).into())
     }
 }

@@ -231,6 +231,15 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
         .map(drop)
 }
 
+/// Gives the process a session keyring of its own, as OCI runtimes do. Kernels without keyrings have nothing to keep apart.
+pub(crate) fn own_session_keyring() {
+    // linux v6.18 include/uapi/linux/keyctl.h.
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    let unnamed = std::ptr::null::<libc::c_char>();
+    // SAFETY: a null name asks for a new keyring without one.
+    unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, unnamed) };
+}
+
 /// Installs a filter for this thread and what it becomes.
 pub(crate) fn install_filter(program: &Program) -> io::Result<()> {
     let length = u16::try_from(program.len()).map_err(io::Error::other)?;

@@ -55,13 +55,17 @@ pub(crate) enum Streams {
 /// An OCI runtime for one step.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Runtime {
+    #[serde(with = "crate::sandbox::path_bytes")]
     pub(crate) program: PathBuf,
     /// An empty directory of ours; the bundle is mounted over it, in the step's own mount namespace.
+    #[serde(with = "crate::sandbox::path_bytes")]
     pub(crate) bundle: PathBuf,
     /// The container's name, unique on the host.
     pub(crate) name: String,
     /// The value for `linux.cgroupsPath`.
     pub(crate) cgroup: String,
+    /// Whether swap can be limited here.
+    pub(crate) swap: bool,
 }
 
 /// What a step's init process says.
@@ -81,6 +85,7 @@ pub(crate) enum Failure {
     Setup { action: String, errno: i32 },
     NoProgram { program: BString, reason: String },
     NoUser(BString),
+    Unavailable(String),
     Helper(String),
 }
 
@@ -99,6 +104,7 @@ impl Failure {
                 reason: clip(reason),
             },
             Self::NoUser(name) => Self::NoUser(clip_bytes(name)),
+            Self::Unavailable(reason) => Self::Unavailable(clip(reason)),
             Self::Helper(reason) => Self::Helper(clip(reason)),
         }
     }
@@ -113,6 +119,10 @@ impl From<Failure> for Error {
             },
             Failure::NoProgram { program, reason } => Self::NoProgram { program, reason },
             Failure::NoUser(name) => Self::NoUser(name),
+            Failure::Unavailable(reason) => Self::Unavailable {
+                sandbox: "runc",
+                reason,
+            },
             Failure::Helper(reason) => Self::Helper(reason),
         }
     }

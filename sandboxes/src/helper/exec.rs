@@ -107,7 +107,9 @@ impl Launch<'_> {
         }
         // Only now, so that the step's own cgroup is the root of what it sees.
         sys::unshare(UnshareFlags::NEWCGROUP).trying(|| "make a cgroup namespace")?;
-        self.streams()?;
+        self.stdio.install()?;
+        // The caller's keys stay the caller's.
+        sys::own_session_keyring();
         rustix::process::fchdir(&self.workdir).trying(|| "enter the working directory")?;
         rustix::process::setrlimit(Resource::Nofile, open_files())
             .trying(|| "limit the open files")?;
@@ -126,24 +128,6 @@ impl Launch<'_> {
             program: self.command.argv[0].clone(),
             reason: reason.unwrap_or_else(|| error.to_string()),
         })
-    }
-
-    fn streams(&self) -> Result<(), Failure> {
-        let action = || "set up the standard streams";
-        rustix::process::setsid().trying(action)?;
-        rustix::stdio::dup2_stdin(&self.stdio.input).trying(action)?;
-        rustix::stdio::dup2_stdout(&self.stdio.output).trying(action)?;
-        rustix::stdio::dup2_stderr(&self.stdio.error).trying(action)?;
-        if self.stdio.terminal {
-            let streams = [&self.stdio.input, &self.stdio.output, &self.stdio.error];
-            let terminal = streams
-                .into_iter()
-                .find(|stream| rustix::termios::isatty(stream));
-            if let Some(terminal) = terminal {
-                rustix::process::ioctl_tiocsctty(terminal).trying(action)?;
-            }
-        }
-        Ok(())
     }
 
     /// Installs the filter and gives up privileges, in the order in which each call is still allowed.
@@ -197,7 +181,7 @@ impl Launch<'_> {
 }
 
 /// The caller has refused what holds a zero byte.
-fn strings(bytes: impl IntoIterator<Item = BString>) -> Result<Vec<CString>, Failure> {
+pub(super) fn strings(bytes: impl IntoIterator<Item = BString>) -> Result<Vec<CString>, Failure> {
     bytes
         .into_iter()
         .map(|string| CString::new(Vec::from(string)))

@@ -4,9 +4,8 @@
 //! The kernel kills a pid namespace with its process 1, so this process is also what ties the step to the caller: it ends when the helper
 //! dies (by a death signal), when the caller's end of the step socket closes, or when the caller asks.
 
-use super::{Prepared, native, take_signals};
+use super::{Prepared, native, runtime, take_signals};
 use crate::sys;
-use crate::tree::Tree;
 use crate::wire::{self, Failure, Parcel, Reply, Request, Streams, Trying};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
@@ -14,19 +13,35 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 use std::io;
 
-/// A command that was started, with the tree that has to be tidied after it.
-pub(super) struct Started {
-    pub(super) child: Pid,
-    pub(super) tree: Tree,
-}
-
 /// A step's standard streams.
+#[derive(Debug)]
 pub(super) struct Stdio {
     pub(super) input: OwnedFd,
     pub(super) output: OwnedFd,
     pub(super) error: OwnedFd,
     /// Whether one of them is a terminal, to be the step's controlling one.
     pub(super) terminal: bool,
+}
+
+impl Stdio {
+    /// Makes them the standard streams of this process, in a session of its own.
+    pub(super) fn install(&self) -> Result<(), Failure> {
+        let action = || "set up the standard streams";
+        rustix::process::setsid().trying(action)?;
+        rustix::stdio::dup2_stdin(&self.input).trying(action)?;
+        rustix::stdio::dup2_stdout(&self.output).trying(action)?;
+        rustix::stdio::dup2_stderr(&self.error).trying(action)?;
+        if self.terminal {
+            let streams = [&self.input, &self.output, &self.error];
+            let terminal = streams
+                .into_iter()
+                .find(|stream| rustix::termios::isatty(stream));
+            if let Some(terminal) = terminal {
+                rustix::process::ioctl_tiocsctty(terminal).trying(action)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Runs one step and ends the process.
@@ -66,19 +81,27 @@ fn step(
         _ => secrets(&request.secret_sizes, descriptors.next())?,
     };
     let signals = sys::child_signals().trying(|| "watch for ending processes")?;
-    let started = match &request.runtime {
-        None => native::start(request, stdio, &secrets, prepared, socket)?,
-        Some(_) => return Err(Failure::Helper(String::new())),
+    // Filled as soon as there is a tree: whatever fails then, it has to be tidied.
+    let mut tree = None;
+    let result = match &request.runtime {
+        None => native::start(request, stdio, &secrets, prepared, socket, &mut tree)
+            .and_then(|child| supervise(child, &signals, socket)),
+        Some(runtime) => {
+            runtime::start(request, runtime, stdio, &secrets, &mut tree).and_then(|child| {
+                let status = supervise(child, &signals, socket)?;
+                runtime::check(runtime, status)
+            })
+        }
     };
-    drop(secrets);
-    let status = supervise(started.child, &signals, socket);
     end_all();
-    let status = status.trying(|| "wait for the command")?;
-    started
-        .tree
-        .remove_points()
-        .trying(|| "remove the step's mount points")?;
-    Ok(status)
+    let tidied = match tree {
+        Some(tree) => tree
+            .remove_points()
+            .trying(|| "remove the step's mount points"),
+        None => Ok(()),
+    };
+    let status = result?;
+    tidied.map(|()| status)
 }
 
 fn stdio(
@@ -130,11 +153,14 @@ fn secrets(sizes: &[usize], file: Option<OwnedFd>) -> Result<Vec<Vec<u8>>, Failu
 }
 
 /// Waits for the command, reaping all others, until it ends or the caller wants it to.
-fn supervise(child: Pid, signals: &OwnedFd, socket: &OwnedFd) -> io::Result<WaitStatus> {
+fn supervise(child: Pid, signals: &OwnedFd, socket: &OwnedFd) -> Result<WaitStatus, Failure> {
+    let action = || "wait for the command";
     let mut killed = false;
     loop {
         // Stopping the command would leave nobody to continue it.
-        while let Some((pid, status)) = reap(WaitOptions::NOHANG | WaitOptions::UNTRACED)? {
+        while let Some((pid, status)) =
+            reap(WaitOptions::NOHANG | WaitOptions::UNTRACED).trying(action)?
+        {
             if status.stopped() {
                 if pid == child {
                     let _ = rustix::process::kill_process(pid, Signal::CONT);
@@ -149,7 +175,7 @@ fn supervise(child: Pid, signals: &OwnedFd, socket: &OwnedFd) -> io::Result<Wait
         }
         match poll(&mut waited, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error).trying(action),
         }
         let ask = waited
             .get(1)

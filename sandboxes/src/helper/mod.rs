@@ -11,6 +11,10 @@ mod mounts;
 mod native;
 mod private;
 mod programs;
+mod runtime;
+mod runtime_config;
+
+pub(crate) use runtime::is_program as is_runtime;
 
 use crate::{seccomp, sys, wire};
 use bstr::ByteSlice;

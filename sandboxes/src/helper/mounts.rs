@@ -178,7 +178,7 @@ pub(super) fn extra<'a>(
         let with = Attributes::DATA.readonly_if(mount.readonly);
         let made = match &mount.source {
             MountSource::Tree(rootfs) => {
-                let with = with.readonly_if(is_readonly(rootfs));
+                let with = with.readonly_if(shows_readonly(mount));
                 private.mount_tree(rootfs, &format!("mount-{index}"), with)?
             }
             MountSource::Tmpfs { size_bytes } => {
@@ -196,6 +196,23 @@ pub(super) fn extra<'a>(
         detached.push((made, kind, mount.target.as_slice()));
     }
     Ok(detached)
+}
+
+/// Returns whether a mount shows something that cannot be written to anyway.
+pub(super) fn shows_readonly(mount: &Mount) -> bool {
+    matches!(&mount.source, MountSource::Tree(rootfs) if is_readonly(rootfs))
+}
+
+/// Refuses a target in the kernel's own file systems: a mount there could hide what protects the host.
+pub(super) fn refuse_kernel_files(tree: &Tree, target: &[u8]) -> Result<(), Failure> {
+    // linux v6.18 include/uapi/linux/magic.h: PROC_SUPER_MAGIC, SYSFS_MAGIC.
+    const KERNELS: [i64; 2] = [0x9fa0, 0x6265_6572];
+    let action = || format!("mount {} in the tree", target.as_bstr());
+    let point = tree.open(target, OFlags::PATH).trying(action)?;
+    if KERNELS.contains(&rustix::fs::fstatfs(&point).trying(action)?.f_type) {
+        return Err(rustix::io::Errno::INVAL).trying(action);
+    }
+    Ok(())
 }
 
 /// The masked and read-only paths that this kernel has.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The native sandbox from inside: namespaces, root, and the start of the command.
 
-use super::init::{Started, Stdio};
+use super::init::Stdio;
 use super::private::{Private, is_readonly};
 use super::{Prepared, accounts, exec, mounts, programs};
 use crate::sandbox::Network;
@@ -13,6 +13,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::UnmountFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 use std::path::Path;
 
@@ -35,7 +36,8 @@ pub(super) fn start(
     secrets: &[Vec<u8>],
     prepared: &Prepared,
     socket: &OwnedFd,
-) -> Result<Started, Failure> {
+    slot: &mut Option<Tree>,
+) -> Result<Pid, Failure> {
     let command = &request.command;
     let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     if command.network == Network::None {
@@ -55,9 +57,9 @@ pub(super) fn start(
     let private = Private::new(&open_host("/sys")?)?;
     let root = private.mount_tree(&request.rootfs, "root", Attributes::ROOT)?;
     attach(&root, open_host("/")?.as_fd()).trying(|| "mount the root")?;
-    let mut tree = Tree::new(root);
+    let tree = slot.insert(Tree::new(root));
     let extra = mounts::extra(&private, &command.mounts)?;
-    let account = accounts::find(&tree, &command.user)?;
+    let account = accounts::find(tree, &command.user)?;
     let owner = (account.uid, account.gid);
 
     mounts::fill(&private, command.network)?;
@@ -65,16 +67,20 @@ pub(super) fn start(
         private.write(&format!("secret-{index}"), value, 0o400, owner)?;
     }
 
-    mounts::system(&mut tree, &private, &request.streams)?;
-    mounts::host_files(&mut tree, &private, command.network)?;
+    mounts::system(tree, &private, &request.streams)?;
+    mounts::host_files(tree, &private, command.network)?;
     for (mount, kind, target) in extra {
-        mounts::place(&mut tree, &mount, target, kind)?;
+        let point = tree.point(target, kind);
+        let point = point.trying(|| format!("mount {} in the tree", target.as_bstr()))?;
+        drop(point);
+        mounts::refuse_kernel_files(tree, target)?;
+        mounts::place(tree, &mount, target, kind)?;
     }
     for (index, secret) in command.secrets.iter().enumerate() {
         let mount = private.show(&format!("secret-{index}"))?;
-        mounts::place(&mut tree, &mount, &secret.target, Kind::File)?;
+        mounts::place(tree, &mount, &secret.target, Kind::File)?;
     }
-    prepared.protected.apply(&tree, &private)?;
+    prepared.protected.apply(tree, &private)?;
     let workdir = tree
         .directory(&command.workdir)
         .trying(|| format!("enter the working directory {}", command.workdir))?;
@@ -87,12 +93,12 @@ pub(super) fn start(
             .trying(|| "make the root read-only")?;
     }
     let program = programs::find(
-        &tree,
+        tree,
         command.argv[0].as_bstr(),
         &command.env,
         &command.workdir,
     )?;
-    enter(&tree)?;
+    enter(tree)?;
     rustix::system::sethostname(command.hostname.as_bytes()).trying(|| "set the host name")?;
     if command.network == Network::None {
         loopback()?;
@@ -110,7 +116,7 @@ pub(super) fn start(
         } else {
             &prepared.filter
         },
-        tree: &tree,
+        tree,
     };
     let child = sys::spawn(&|| {
         let failure = launch.exec();
@@ -119,7 +125,7 @@ pub(super) fn start(
     })
     .trying(|| "start a process for the command")?;
     drop(launch);
-    Ok(Started { child, tree })
+    Ok(child)
 }
 
 /// Makes the tree the root of the process and lets go of the host's.

@@ -4,5 +4,5 @@
 mod mount;
 mod points;
 
-pub(crate) use mount::{Attributes, attach, bind, copy, file_system, overlay};
+pub(crate) use mount::{Attributes, attach, bind, copy, file_system, overlay, overlay_appends};
 pub(crate) use points::{Kind, Tree};
