@@ -7,10 +7,24 @@
 //! All calls block until the command has ended: async callers run them on blocking threads.
 
 mod cancel;
+mod cgroup;
+pub mod helper;
+mod native;
+mod runc;
 mod sandbox;
+mod seccomp;
+mod step;
+mod sys;
+mod terminal;
+mod tree;
+mod wire;
+mod zygote;
 
 pub use cancel::Cancel;
+pub use native::{Native, NativeOptions};
+pub use runc::{Runc, RuncOptions};
 pub use sandbox::{
     Command, Error, Exit, Features, Limits, Mount, MountSource, Network, OverlayMount, Rootfs,
     Sandbox, Secret, Stdio, Upper, User,
 };
+pub use zygote::HelperCommand;

@@ -3,6 +3,7 @@
 
 use crate::Cancel;
 use bstr::BString;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -40,11 +41,11 @@ pub trait Sandbox: Send + Sync {
 }
 
 /// A command and its surroundings.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Command {
     /// Program and arguments. A program without `/` is looked up in the environment's `PATH` inside the tree.
     pub argv: Vec<BString>,
-    /// The whole environment.
+    /// The environment. `HOME` is added from the tree's `/etc/passwd` when it is missing, as every OCI runtime does.
     pub env: Vec<(BString, BString)>,
     /// Absolute working directory inside the tree; made (root, 0755) when missing, and then stays.
     pub workdir: BString,
@@ -66,8 +67,28 @@ pub struct Command {
     pub no_new_privs: bool,
 }
 
+impl Command {
+    /// Returns `argv` as root in `/` with an empty environment, no network, no mounts, no limits.
+    pub fn new<A: Into<BString>>(argv: impl IntoIterator<Item = A>) -> Self {
+        Self {
+            argv: argv.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            workdir: BString::from("/"),
+            user: User::Ids { uid: 0, gid: 0 },
+            // OBuilder 614c8ac lib/build.ml: every step sees this name.
+            hostname: "builder".to_owned(),
+            network: Network::None,
+            mounts: Vec::new(),
+            secrets: Vec::new(),
+            limits: Limits::default(),
+            fast_sync: false,
+            no_new_privs: false,
+        }
+    }
+}
+
 /// The user of a command. Supplementary groups come from the tree's `/etc/group` only for a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum User {
     /// Numeric ids, no supplementary groups.
     Ids {
@@ -81,7 +102,7 @@ pub enum User {
 }
 
 /// Which network a command sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Network {
     /// Its own loopback only.
     None,
@@ -90,34 +111,37 @@ pub enum Network {
 }
 
 /// A tree that can be entered; the same notion as a store's, so that neither crate needs the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rootfs {
     /// The directory is the tree.
-    Directory(PathBuf),
+    Directory(#[serde(with = "path_bytes")] PathBuf),
     /// To be mounted in the sandbox's own mount namespace.
     Overlay(OverlayMount),
 }
 
 /// The recipe for an overlay mount; all paths absolute.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverlayMount {
     /// Read-only layers, topmost first; at least one.
+    #[serde(with = "path_list")]
     pub lower: Vec<PathBuf>,
     /// Where writes go; `None` makes the mount read-only.
     pub upper: Option<Upper>,
 }
 
 /// The writable layer of an overlay mount.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upper {
     /// Receives changed files.
+    #[serde(with = "path_bytes")]
     pub upper: PathBuf,
     /// The kernel's scratch directory, on the same file system.
+    #[serde(with = "path_bytes")]
     pub work: PathBuf,
 }
 
 /// An extra mount, always nosuid and nodev.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Mount {
     /// What is mounted.
     pub source: MountSource,
@@ -128,7 +152,7 @@ pub struct Mount {
 }
 
 /// What an extra mount shows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum MountSource {
     /// A file or directory of the host, or an overlay.
     Tree(Rootfs),
@@ -140,11 +164,12 @@ pub enum MountSource {
 }
 
 /// A secret, mounted read-only from memory.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Secret {
     /// Absolute path inside the tree.
     pub target: BString,
-    /// The bytes.
+    /// The bytes. Never part of a serialized form: they travel in memory files only.
+    #[serde(skip)]
     pub value: Vec<u8>,
 }
 
@@ -158,7 +183,7 @@ impl std::fmt::Debug for Secret {
 }
 
 /// Limits of one command with all its children.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// Memory in bytes, by cgroup.
     pub memory_bytes: Option<u64>,
@@ -235,4 +260,48 @@ pub enum Error {
     /// The helper process or runtime broke the protocol.
     #[error("the sandbox helper failed: {0}")]
     Helper(String),
+}
+
+/// Paths as bytes, since serde refuses those that are not UTF-8.
+pub(crate) mod path_bytes {
+    use bstr::BString;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    pub(crate) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        BString::from(path.as_os_str().as_bytes()).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        BString::deserialize(from).map(|bytes| OsString::from_vec(bytes.into()).into())
+    }
+}
+
+/// As [`path_bytes`], for lists.
+mod path_list {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::path::PathBuf;
+
+    #[derive(Serialize, Deserialize)]
+    struct One(#[serde(with = "super::path_bytes")] PathBuf);
+
+    #[expect(clippy::ptr_arg, reason = "serde passes the field by reference")]
+    pub(super) fn serialize<S: Serializer>(
+        paths: &Vec<PathBuf>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let list: Vec<One> = paths.iter().cloned().map(One).collect();
+        list.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Vec<PathBuf>, D::Error> {
+        Ok(Vec::<One>::deserialize(from)?
+            .into_iter()
+            .map(|one| one.0)
+            .collect())
+    }
 }

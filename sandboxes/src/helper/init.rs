@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Process 1 of a step: prepares the surroundings, starts the command, reaps whatever it leaves behind, ends everything.
+//!
+//! The kernel kills a pid namespace with its process 1, so this process is also what ties the step to the caller: it ends when the helper
+//! dies (by a death signal), when the caller's end of the step socket closes, or when the caller asks.
+
+use super::{Prepared, native, runtime, take_signals};
+use crate::sys;
+use crate::wire::{self, Failure, Parcel, Reply, Request, Streams, Trying};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
+use std::io;
+
+/// A step's standard streams.
+#[derive(Debug)]
+pub(super) struct Stdio {
+    pub(super) input: OwnedFd,
+    pub(super) output: OwnedFd,
+    pub(super) error: OwnedFd,
+    /// Whether one of them is a terminal, to be the step's controlling one.
+    pub(super) terminal: bool,
+}
+
+impl Stdio {
+    /// Makes them the standard streams of this process, in a session of its own.
+    pub(super) fn install(&self) -> Result<(), Failure> {
+        let action = || "set up the standard streams";
+        rustix::process::setsid().trying(action)?;
+        rustix::stdio::dup2_stdin(&self.input).trying(action)?;
+        rustix::stdio::dup2_stdout(&self.output).trying(action)?;
+        rustix::stdio::dup2_stderr(&self.error).trying(action)?;
+        if self.terminal {
+            let streams = [&self.input, &self.output, &self.error];
+            let terminal = streams
+                .into_iter()
+                .find(|stream| rustix::termios::isatty(stream));
+            if let Some(terminal) = terminal {
+                rustix::process::ioctl_tiocsctty(terminal).trying(action)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs one step and ends the process.
+pub(super) fn run(parcel: Parcel, prepared: &Prepared) -> ! {
+    // Without a socket there is nobody to tell.
+    if let Ok((request, mut descriptors)) = parcel.open()
+        && !descriptors.is_empty()
+    {
+        let socket = descriptors.remove(0);
+        let reply = match step(&request, descriptors, &socket, prepared) {
+            Ok(status) => Reply::Ended(status.as_raw()),
+            Err(failure) => Reply::Failed(failure),
+        };
+        let _ = wire::send_reply(socket.as_fd(), &reply, &[]);
+    }
+    sys::exit_now(0)
+}
+
+fn step(
+    request: &Request,
+    descriptors: Vec<OwnedFd>,
+    socket: &OwnedFd,
+    prepared: &Prepared,
+) -> Result<WaitStatus, Failure> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .trying(|| "ask to die with the helper")?;
+    let own = rustix::process::pidfd_open(Pid::INIT, PidfdFlags::empty())
+        .trying(|| "open the step's own process")?;
+    wire::send_reply(socket.as_fd(), &Reply::Started, &[own.as_fd()])
+        .trying(|| "tell the caller of the step")?;
+    drop(own);
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let mut descriptors = descriptors.into_iter();
+    let stdio = stdio(&request.streams, &mut descriptors)?;
+    let secrets = match request.secret_sizes.len() {
+        0 => Vec::new(),
+        _ => secrets(&request.secret_sizes, descriptors.next())?,
+    };
+    let signals = sys::child_signals().trying(|| "watch for ending processes")?;
+    // Filled as soon as there is a tree: whatever fails then, it has to be tidied.
+    let mut tree = None;
+    let result = match &request.runtime {
+        None => native::start(request, stdio, &secrets, prepared, socket, &mut tree)
+            .and_then(|child| supervise(child, &signals, socket)),
+        Some(runtime) => {
+            runtime::start(request, runtime, stdio, &secrets, &mut tree).and_then(|child| {
+                let status = supervise(child, &signals, socket)?;
+                runtime::check(runtime, status)
+            })
+        }
+    };
+    end_all();
+    let tidied = match tree {
+        Some(tree) => tree
+            .remove_points()
+            .trying(|| "remove the step's mount points"),
+        None => Ok(()),
+    };
+    let status = result?;
+    tidied.map(|()| status)
+}
+
+fn stdio(
+    streams: &Streams,
+    descriptors: &mut impl Iterator<Item = OwnedFd>,
+) -> Result<Stdio, Failure> {
+    let mut next = || {
+        descriptors
+            .next()
+            .ok_or_else(|| Failure::Helper("a request without its streams".to_owned()))
+    };
+    match streams {
+        Streams::Capture => {
+            let output = next()?;
+            // A pipe without a writer reads as empty.
+            let (input, _) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+                .trying(|| "make the empty standard input")?;
+            let error = output
+                .try_clone()
+                .trying(|| "copy the output's descriptor")?;
+            Ok(Stdio {
+                input,
+                output,
+                error,
+                terminal: false,
+            })
+        }
+        Streams::Inherit { terminal } => Ok(Stdio {
+            input: next()?,
+            output: next()?,
+            error: next()?,
+            terminal: terminal.is_some(),
+        }),
+    }
+}
+
+fn secrets(sizes: &[usize], file: Option<OwnedFd>) -> Result<Vec<Vec<u8>>, Failure> {
+    let missing = || Failure::Helper("a request without its secrets".to_owned());
+    let content = wire::read_all(file.ok_or_else(missing)?).trying(|| "read the secrets")?;
+    let mut rest = content.as_slice();
+    sizes
+        .iter()
+        .map(|&size| {
+            let (secret, others) = rest.split_at_checked(size).ok_or_else(missing)?;
+            rest = others;
+            Ok(secret.to_vec())
+        })
+        .collect()
+}
+
+/// Waits for the command, reaping all others, until it ends or the caller wants it to.
+fn supervise(child: Pid, signals: &OwnedFd, socket: &OwnedFd) -> Result<WaitStatus, Failure> {
+    let action = || "wait for the command";
+    let mut killed = false;
+    loop {
+        // Stopping the command would leave nobody to continue it.
+        while let Some((pid, status)) =
+            reap(WaitOptions::NOHANG | WaitOptions::UNTRACED).trying(action)?
+        {
+            if status.stopped() {
+                if pid == child {
+                    let _ = rustix::process::kill_process(pid, Signal::CONT);
+                }
+            } else if pid == child {
+                return Ok(status);
+            }
+        }
+        let mut waited = vec![PollFd::new(signals, PollFlags::IN)];
+        if !killed {
+            waited.push(PollFd::new(socket, PollFlags::IN));
+        }
+        match poll(&mut waited, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).trying(action),
+        }
+        let ask = waited
+            .get(1)
+            .is_some_and(|socket| !socket.revents().is_empty());
+        take_signals(signals);
+        // A packet asks for the end; a closed socket means that the caller is gone. Either way there is only one thing to do.
+        if ask {
+            sys::kill_namespace();
+            killed = true;
+        }
+    }
+}
+
+fn reap(options: WaitOptions) -> io::Result<Option<(Pid, WaitStatus)>> {
+    match rustix::io::retry_on_intr(|| rustix::process::wait(options)) {
+        Err(rustix::io::Errno::CHILD) => Ok(None),
+        result => result.map_err(io::Error::from),
+    }
+}
+
+/// Ends every process of the step but this one.
+fn end_all() {
+    sys::kill_namespace();
+    // Orphans come to process 1, so when it has no child left nothing is left.
+    while let Ok(Some(_)) = reap(WaitOptions::empty()) {}
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The helper process: one thread, little memory, and nothing to do but to fork a step's init process when asked.
+//!
+//! The calling program is large and threaded and must not fork. It starts its own executable once more with a hidden argument, and that
+//! calls [`main`] before anything else. See `docs/decisions/0002-sandbox-helper.md`.
+
+mod accounts;
+mod exec;
+mod init;
+mod mounts;
+mod native;
+mod private;
+mod programs;
+mod runtime;
+mod runtime_config;
+
+pub(crate) use runtime::is_program as is_runtime;
+
+use crate::{seccomp, sys, wire};
+use bstr::ByteSlice;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, WaitOptions, wait};
+use std::collections::HashMap;
+use std::io;
+use std::process::ExitCode;
+
+/// Serves steps until the program that started this process ends.
+///
+/// To be called first thing in `main` when the hidden argument is there. Standard input is the socket to the caller.
+pub fn main() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// What the helper prepares once for all its steps.
+struct Prepared {
+    filter: seccomp::Program,
+    filter_fast_sync: seccomp::Program,
+    protected: mounts::Protected,
+}
+
+fn serve() -> io::Result<()> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("the sandbox helper must have one thread"));
+    }
+    sys::close_from(3)?;
+    sys::helper_signals();
+    rustix::process::chdir("/")?;
+    // A step's root is not the host's root to the kernel, but both are uid 0: nothing of ours may be looked into.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    rustix::thread::set_name(c"obuild-helper")?;
+    // Standard input is the socket. Only one copy may be open: a step that held one would keep it from ending with the helper.
+    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    drop(null);
+    let prepared = Prepared {
+        filter: seccomp::program(false),
+        filter_fast_sync: seccomp::program(true),
+        protected: mounts::Protected::probe(),
+    };
+    warm_up();
+    let signals = sys::child_signals()?;
+    // The step socket of each init process, held until it is reaped: for the caller, the end of the socket is the end of the step.
+    let mut steps: HashMap<Pid, OwnedFd> = HashMap::new();
+    loop {
+        let mut waited = [
+            PollFd::new(&socket, PollFlags::IN),
+            PollFd::new(&signals, PollFlags::IN),
+        ];
+        match poll(&mut waited, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let (asked, ended) = (waited[0].revents(), waited[1].revents());
+        if !ended.is_empty() {
+            take_signals(&signals);
+            while let Ok(Some((pid, _))) = wait(WaitOptions::NOHANG) {
+                steps.remove(&pid);
+            }
+        }
+        if !asked.is_empty() {
+            // The end of the socket is the end of the caller. Ours is that of all init processes: they asked the kernel for it.
+            let Some(parcel) = wire::receive_request(socket.as_fd())? else {
+                return Ok(());
+            };
+            let step = parcel.socket();
+            // When the fork fails, the end of the dropped socket tells the caller.
+            match sys::fork_init() {
+                Ok(sys::Fork::Child) => {
+                    drop((socket, signals, steps, step));
+                    init::run(parcel, &prepared);
+                }
+                Ok(sys::Fork::Parent(pid)) => steps.extend(step.ok().map(|step| (pid, step))),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Does what would otherwise be done once in every init process: asking the processor what it can costs 60 µs on a virtual machine.
+fn warm_up() {
+    let found = b"a line of more than sixteen bytes, with a needle".find(b"needle");
+    std::hint::black_box(found);
+    let parsed: Result<Vec<u32>, _> = serde_json::from_slice(b"[1, 2]");
+    let _ = std::hint::black_box(parsed);
+}
+
+/// Empties a signal descriptor.
+fn take_signals(signals: &OwnedFd) {
+    let mut buffer = [0_u8; 1024];
+    while rustix::io::read(signals, &mut buffer).is_ok_and(|length| length > 0) {}
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a step sees beside its tree. The mounts, masked and read-only paths are those of the OCI runtimes' default (OBuilder 614c8ac
+//! lib/runc_sandbox.ml has the same list).
+
+use super::private::{Private, is_readonly};
+use crate::sandbox::{Mount, MountSource, Network};
+use crate::tree::{Attributes, Kind, Tree, attach, bind, file_system};
+use crate::wire::{Failure, Streams, Trying};
+use bstr::ByteSlice;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Paths that tell about or change the host, hidden. OCI runtime-spec v1.2 config-linux.md "Masked Paths".
+pub(super) const MASKED: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// Paths that may be read only. OCI runtime-spec v1.2 config-linux.md "Readonly Paths".
+pub(super) const READ_ONLY: &[&str] = &[
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+// Character devices of linux v6.18 Documentation/admin-guide/devices.txt: name, major, minor.
+const NODES: &[(&str, u32, u32)] = &[
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+const DEV_LINKS: &[(&str, &str)] = &[
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// Attaches a mount to a place in the tree.
+pub(super) fn place(
+    tree: &mut Tree,
+    mount: &OwnedFd,
+    target: &[u8],
+    kind: Kind,
+) -> Result<(), Failure> {
+    let action = || format!("mount {} in the tree", target.as_bstr());
+    let point = tree.point(target, kind).trying(action)?;
+    attach(mount, point.as_fd()).trying(action)
+}
+
+/// Puts everything that is shown from the private directory into it, but for secrets.
+pub(super) fn fill(private: &Private, network: Network) -> Result<(), Failure> {
+    let old = rustix::process::umask(Mode::empty());
+    for &(name, major, minor) in NODES {
+        let device = rustix::fs::makedev(major, minor);
+        let mode = Mode::from_raw_mode(0o666);
+        let directory = private.directory();
+        rustix::fs::mknodat(directory, name, FileType::CharacterDevice, mode, device)
+            .trying(|| format!("make /dev/{name}"))?;
+    }
+    rustix::process::umask(old);
+    private.make_directory("empty")?;
+    write_host_files(private, network)
+}
+
+/// Writes the files that tell the step about its host.
+pub(super) fn write_host_files(private: &Private, network: Network) -> Result<(), Failure> {
+    const HOSTS: &[u8] = b"127.0.0.1 localhost builder\n::1 localhost ip6-localhost ip6-loopback\n";
+    private.write("hosts", HOSTS, 0o644, (0, 0))?;
+    if network == Network::Host {
+        // A copy: the host's own file may be a link, or be replaced while the step runs.
+        let content = match fs_err::read("/etc/resolv.conf") {
+            Ok(content) => content,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).trying(|| "read the host's /etc/resolv.conf"),
+        };
+        private.write("resolv.conf", &content, 0o644, (0, 0))?;
+    }
+    Ok(())
+}
+
+/// Shows the files that tell the step about its host.
+pub(super) fn host_files(
+    tree: &mut Tree,
+    private: &Private,
+    network: Network,
+) -> Result<(), Failure> {
+    place(tree, &private.show("hosts")?, b"/etc/hosts", Kind::File)?;
+    if network == Network::Host {
+        let mount = private.show("resolv.conf")?;
+        place(tree, &mount, b"/etc/resolv.conf", Kind::File)?;
+    }
+    Ok(())
+}
+
+/// Mounts what every Linux program expects. Seals the private directory.
+pub(super) fn system(tree: &mut Tree, private: &Private, streams: &Streams) -> Result<(), Failure> {
+    let proc = file_system("proc", &[], Attributes::NO_EXEC).trying(|| "make /proc")?;
+    place(tree, &proc, b"/proc", Kind::Directory)?;
+
+    // The directory itself is nodev, since steps may make nodes; ours are mounted into it one by one, read-only, which keeps their
+    // modes but not the devices behind them from being changed.
+    let action = || "make /dev";
+    private.make_directory("dev")?;
+    let dev = bind(private.directory(), b"dev", Attributes::NO_EXEC).trying(action)?;
+    place(tree, &dev, b"/dev", Kind::Directory)?;
+    private.seal()?;
+    for &(name, _, _) in NODES {
+        attach_file(&dev, name, &private.show(name)?).trying(|| format!("mount /dev/{name}"))?;
+    }
+    if let Streams::Inherit {
+        terminal: Some(path),
+    } = streams
+    {
+        // So that the step's terminal has a name inside.
+        let action = || format!("show the terminal {} as /dev/console", path.display());
+        let mount = bind(CWD, path.as_os_str().as_bytes(), Attributes::DEVICES).trying(action)?;
+        attach_file(&dev, "console", &mount).trying(action)?;
+    }
+    for (name, target) in DEV_LINKS {
+        rustix::fs::symlinkat(*target, &dev, *name).trying(|| format!("make /dev/{name}"))?;
+    }
+    let options = [("gid", "5"), ("mode", "0620"), ("ptmxmode", "0666")];
+    let pts = file_system("devpts", &options, Attributes::DEVICES).trying(|| "make /dev/pts")?;
+    let mqueue = file_system("mqueue", &[], Attributes::NO_EXEC).trying(|| "make /dev/mqueue")?;
+    for (name, mount) in [("pts", pts), ("mqueue", mqueue)] {
+        attach_directory(&dev, name, &mount).trying(|| format!("mount /dev/{name}"))?;
+    }
+    // A directory is as good as a mount: this is a tmpfs already.
+    let old = rustix::process::umask(Mode::empty());
+    rustix::fs::mkdirat(&dev, "shm", Mode::from_raw_mode(0o1777)).trying(|| "make /dev/shm")?;
+    rustix::process::umask(old);
+
+    let sys = file_system("sysfs", &[], Attributes::NO_EXEC.readonly()).trying(|| "make /sys")?;
+    place(tree, &sys, b"/sys", Kind::Directory)
+}
+
+fn attach_file(directory: &OwnedFd, name: &str, mount: &OwnedFd) -> std::io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let point = rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(0o644))?;
+    attach(mount, point.as_fd())
+}
+
+fn attach_directory(directory: &OwnedFd, name: &str, mount: &OwnedFd) -> std::io::Result<()> {
+    rustix::fs::mkdirat(directory, name, Mode::from_raw_mode(0o755))?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let point = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+    attach(mount, point.as_fd())
+}
+
+/// Returns the mounts that the caller asked for, detached, each with the kind of point it needs and its target.
+pub(super) fn extra<'a>(
+    private: &Private,
+    mounts: &'a [Mount],
+) -> Result<Vec<(OwnedFd, Kind, &'a [u8])>, Failure> {
+    let mut detached = Vec::new();
+    for (index, mount) in mounts.iter().enumerate() {
+        let action = || format!("mount {} in the tree", mount.target);
+        let with = Attributes::DATA.readonly_if(mount.readonly);
+        let made = match &mount.source {
+            MountSource::Tree(rootfs) => {
+                let with = with.readonly_if(shows_readonly(mount));
+                private.mount_tree(rootfs, &format!("mount-{index}"), with)?
+            }
+            MountSource::Tmpfs { size_bytes } => {
+                let size = size_bytes.map(|size| size.to_string());
+                let mut options = vec![("mode", "1777")];
+                options.extend(size.iter().map(|size| ("size", size.as_str())));
+                file_system("tmpfs", &options, with).trying(action)?
+            }
+        };
+        let stat = rustix::fs::fstat(&made).trying(action)?;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Kind::Directory,
+            _ => Kind::File,
+        };
+        detached.push((made, kind, mount.target.as_slice()));
+    }
+    Ok(detached)
+}
+
+/// Returns whether a mount shows something that cannot be written to anyway.
+pub(super) fn shows_readonly(mount: &Mount) -> bool {
+    matches!(&mount.source, MountSource::Tree(rootfs) if is_readonly(rootfs))
+}
+
+/// Refuses a target in the kernel's own file systems: a mount there could hide what protects the host.
+pub(super) fn refuse_kernel_files(tree: &Tree, target: &[u8]) -> Result<(), Failure> {
+    // linux v6.18 include/uapi/linux/magic.h: PROC_SUPER_MAGIC, SYSFS_MAGIC.
+    const KERNELS: [i64; 2] = [0x9fa0, 0x6265_6572];
+    let action = || format!("mount {} in the tree", target.as_bstr());
+    let point = tree.open(target, OFlags::PATH).trying(action)?;
+    if KERNELS.contains(&rustix::fs::fstatfs(&point).trying(action)?.f_type) {
+        return Err(rustix::io::Errno::INVAL).trying(action);
+    }
+    Ok(())
+}
+
+/// The masked and read-only paths that this kernel has.
+pub(super) struct Protected {
+    masked: Vec<&'static str>,
+    read_only: Vec<&'static str>,
+}
+
+impl Protected {
+    /// Looks at the host's own `/proc` and `/sys`, where looking costs less than in a step's fresh ones.
+    pub(super) fn probe() -> Self {
+        // Where the host itself shows no sysfs its absence says nothing.
+        let sysfs = Path::new("/sys/kernel").exists();
+        let exists = |path: &&str| {
+            (path.starts_with("/sys/") && !sysfs) || Path::new(path).symlink_metadata().is_ok()
+        };
+        Self {
+            masked: MASKED.iter().copied().filter(exists).collect(),
+            read_only: READ_ONLY.iter().copied().filter(exists).collect(),
+        }
+    }
+
+    /// Hides and write-protects what leads to the host.
+    pub(super) fn apply(&self, tree: &Tree, private: &Private) -> Result<(), Failure> {
+        for path in &self.masked {
+            let action = || format!("hide {path}");
+            let Some(point) = point(tree, path)? else {
+                continue;
+            };
+            let stat = rustix::fs::fstat(&point).trying(action)?;
+            let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            let mount = private.show(if directory { "empty" } else { "null" })?;
+            attach(&mount, point.as_fd()).trying(action)?;
+        }
+        for path in &self.read_only {
+            let action = || format!("write-protect {path}");
+            let Some(point) = point(tree, path)? else {
+                continue;
+            };
+            let mount = bind(point.as_fd(), b"", Attributes::NO_EXEC.readonly()).trying(action)?;
+            attach(&mount, point.as_fd()).trying(action)?;
+        }
+        Ok(())
+    }
+}
+
+/// Opens a path of the kernel's; it may be missing, but any other reason not to protect it is an error.
+fn point(tree: &Tree, path: &str) -> Result<Option<OwnedFd>, Failure> {
+    match tree.open(path.as_bytes(), OFlags::PATH) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some).trying(|| format!("look at {path}")),
+    }
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The native sandbox from inside: namespaces, root, and the start of the command.
+
+use super::init::Stdio;
+use super::private::{Private, is_readonly};
+use super::{Prepared, accounts, exec, mounts, programs};
+use crate::sandbox::Network;
+use crate::sys;
+use crate::tree::{Attributes, Kind, Tree, attach};
+use crate::wire::{self, Failure, Reply, Request, Trying};
+use bstr::ByteSlice;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::UnmountFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::Pid;
+use rustix::thread::UnshareFlags;
+use std::path::Path;
+
+/// Gives the process its own mounts, which the host never sees.
+pub(super) fn own_mounts() -> Result<(), Failure> {
+    sys::mount_setattr(open_host("/")?.as_fd(), true, 0, 0, true)
+        .trying(|| "keep the step's mounts to itself")
+}
+
+pub(super) fn open_host(path: impl AsRef<Path>) -> Result<OwnedFd, Failure> {
+    let path = path.as_ref();
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .trying(|| format!("open the host's {}", path.display()))
+}
+
+/// Prepares everything and starts the command.
+pub(super) fn start(
+    request: &Request,
+    stdio: Stdio,
+    secrets: &[Vec<u8>],
+    prepared: &Prepared,
+    socket: &OwnedFd,
+    slot: &mut Option<Tree>,
+) -> Result<Pid, Failure> {
+    let command = &request.command;
+    let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    if command.network == Network::None {
+        namespaces |= UnshareFlags::NEWNET;
+    }
+    sys::unshare(namespaces).trying(|| "make namespaces")?;
+    own_mounts()?;
+    let cgroups = request
+        .cgroups
+        .iter()
+        .map(|path| {
+            rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .trying(|| format!("open {}", path.display()))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    // Any directory of the host will do that nothing is looked for in: this one is covered in the step's own mount namespace only.
+    let private = Private::new(&open_host("/sys")?)?;
+    let root = private.mount_tree(&request.rootfs, "root", Attributes::ROOT)?;
+    attach(&root, open_host("/")?.as_fd()).trying(|| "mount the root")?;
+    let tree = slot.insert(Tree::new(root));
+    let extra = mounts::extra(&private, &command.mounts)?;
+    let account = accounts::find(tree, &command.user)?;
+    let owner = (account.uid, account.gid);
+
+    mounts::fill(&private, command.network)?;
+    for (index, value) in secrets.iter().enumerate() {
+        private.write(&format!("secret-{index}"), value, 0o400, owner)?;
+    }
+
+    mounts::system(tree, &private, &request.streams)?;
+    mounts::host_files(tree, &private, command.network)?;
+    for (mount, kind, target) in extra {
+        let point = tree.point(target, kind);
+        let point = point.trying(|| format!("mount {} in the tree", target.as_bstr()))?;
+        drop(point);
+        mounts::refuse_kernel_files(tree, target)?;
+        mounts::place(tree, &mount, target, kind)?;
+    }
+    for (index, secret) in command.secrets.iter().enumerate() {
+        let mount = private.show(&format!("secret-{index}"))?;
+        mounts::place(tree, &mount, &secret.target, Kind::File)?;
+    }
+    prepared.protected.apply(tree, &private)?;
+    let workdir = tree
+        .directory(&command.workdir)
+        .trying(|| format!("enter the working directory {}", command.workdir))?;
+    tree.restore_times()
+        .trying(|| "restore the times of the tree's directories")?;
+    if is_readonly(&request.rootfs) {
+        Attributes::ROOT
+            .readonly()
+            .set(tree.root())
+            .trying(|| "make the root read-only")?;
+    }
+    let program = programs::find(
+        tree,
+        command.argv[0].as_bstr(),
+        &command.env,
+        &command.workdir,
+    )?;
+    enter(tree)?;
+    rustix::system::sethostname(command.hostname.as_bytes()).trying(|| "set the host name")?;
+    if command.network == Network::None {
+        loopback()?;
+    }
+
+    let launch = exec::Launch {
+        command,
+        program,
+        account,
+        stdio,
+        workdir,
+        cgroups,
+        filter: if command.fast_sync {
+            &prepared.filter_fast_sync
+        } else {
+            &prepared.filter
+        },
+        tree,
+    };
+    let child = sys::spawn(&|| {
+        let failure = launch.exec();
+        let _ = wire::send_reply(socket.as_fd(), &Reply::Failed(failure), &[]);
+        127
+    })
+    .trying(|| "start a process for the command")?;
+    drop(launch);
+    Ok(child)
+}
+
+/// Makes the tree the root of the process and lets go of the host's.
+fn enter(tree: &Tree) -> Result<(), Failure> {
+    let action = || "change to the step's root";
+    rustix::process::fchdir(tree.root()).trying(action)?;
+    // pivot_root(2), NOTES: with "." for both, the old root ends up on top of the new one and is unmounted from there.
+    rustix::process::pivot_root(".", ".").trying(action)?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).trying(|| "let go of the host's root")?;
+    rustix::process::chdir("/").trying(action)
+}
+
+fn loopback() -> Result<(), Failure> {
+    let action = || "set the loopback interface up";
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)
+        .trying(action)?;
+    sys::loopback_up(socket.as_fd()).trying(action)
+}

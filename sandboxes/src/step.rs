@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The caller's side of one step: hands it to the helper, passes its output on, ends it in time.
+
+use crate::Cancel;
+use crate::sandbox::{Command, Error, Exit, MountSource, Rootfs, Stdio};
+use crate::terminal::Terminal;
+use crate::wire::{self, Failure, Received, Reply, Request, Runtime, Streams};
+use crate::zygote::Zygote;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::PipeFlags;
+use rustix::process::Signal;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long the step's init process may take to end everything and to tidy the tree before it is killed itself.
+const GRACE: Duration = Duration::from_millis(600);
+
+const OUTPUT_BYTES: usize = 16 * 1024;
+
+/// More than a pipe holds in all: pipe(7), `/proc/sys/fs/pipe-max-size` is 1 MiB.
+const OUTPUT_READS: usize = 65;
+
+/// What a step needs from its backend beside the command.
+pub(crate) struct Surroundings {
+    /// `cgroup.procs` files that the command has to enter.
+    pub(crate) cgroups: Vec<PathBuf>,
+    pub(crate) runtime: Option<Runtime>,
+}
+
+/// Runs a step to its end.
+pub(crate) fn run(
+    zygote: &Zygote,
+    command: &Command,
+    rootfs: &Rootfs,
+    stdio: Stdio<'_>,
+    cancel: &Cancel,
+    surroundings: Surroundings,
+) -> Result<Exit, Error> {
+    check(command)?;
+    if cancel.is_cancelled() {
+        return Ok(Exit::Cancelled);
+    }
+    let result = begin(zygote, command, rootfs, stdio, surroundings)
+        .and_then(|step| step.wait(command.limits.timeout, cancel));
+    settle(rootfs, command);
+    result
+}
+
+/// Refuses what no kernel call can express.
+fn check(command: &Command) -> Result<(), Error> {
+    let refuse = |what: &str| {
+        Err(Error::Setup {
+            action: format!("run a command with {what}"),
+            source: io::ErrorKind::InvalidInput.into(),
+        })
+    };
+    if command.argv.is_empty() {
+        return refuse("no program");
+    }
+    let zero = |bytes: &[u8]| bytes.contains(&0);
+    if command.argv.iter().any(|argument| zero(argument)) {
+        return refuse("a zero byte in an argument");
+    }
+    for (name, value) in &command.env {
+        if zero(name) || zero(value) || name.contains(&b'=') || name.is_empty() {
+            return refuse(&format!("the variable {name:?}"));
+        }
+    }
+    let targets = command.mounts.iter().map(|mount| &mount.target);
+    let secrets = command.secrets.iter().map(|secret| &secret.target);
+    for path in targets.chain(secrets).chain([&command.workdir]) {
+        if zero(path) || !path.starts_with(b"/") {
+            return refuse(&format!("the path {path:?}, which is not absolute"));
+        }
+    }
+    // A second file system on these would hide what protects the host.
+    for mount in &command.mounts {
+        let first = mount
+            .target
+            .split(|&byte| byte == b'/')
+            .find(|name| !matches!(*name, b"" | b"."));
+        if matches!(first, None | Some(b"proc" | b"sys" | b"..")) {
+            return refuse(&format!("a mount on {:?}", mount.target));
+        }
+    }
+    Ok(())
+}
+
+/// Takes away the mark that a volatile overlay leaves in its work directory: the kernel refuses to mount the same layers again while
+/// it is there. linux v6.18 Documentation/filesystems/overlayfs.rst "Volatile mount".
+fn settle(rootfs: &Rootfs, command: &Command) {
+    let mounts = command
+        .mounts
+        .iter()
+        .filter_map(|mount| match &mount.source {
+            MountSource::Tree(rootfs) => Some(rootfs),
+            MountSource::Tmpfs { .. } => None,
+        });
+    for rootfs in mounts.chain([rootfs]) {
+        if let Rootfs::Overlay(recipe) = rootfs
+            && let Some(upper) = &recipe.upper
+        {
+            // Missing when the overlay was never mounted.
+            let _ = fs_err::remove_dir_all(upper.work.join("work/incompat"));
+        }
+    }
+}
+
+/// A step that was handed to the helper.
+struct Step<'a> {
+    socket: Option<OwnedFd>,
+    /// The step's init process.
+    process: Option<OwnedFd>,
+    outcome: Option<Reply>,
+    output: Output<'a>,
+}
+
+enum Output<'a> {
+    /// Standard output and error come through a pipe.
+    Pipe {
+        pipe: Option<OwnedFd>,
+        sink: &'a mut (dyn FnMut(&[u8]) + Send),
+        buffer: Vec<u8>,
+    },
+    /// The command has the caller's streams, or a terminal between.
+    Streams(Option<Terminal>),
+}
+
+fn begin<'a>(
+    zygote: &Zygote,
+    command: &Command,
+    rootfs: &Rootfs,
+    stdio: Stdio<'a>,
+    surroundings: Surroundings,
+) -> Result<Step<'a>, Error> {
+    let failed = |action: &str| {
+        let action = action.to_owned();
+        move |error: rustix::io::Errno| Error::Setup {
+            action,
+            source: error.into(),
+        }
+    };
+    let flags = SocketFlags::CLOEXEC;
+    let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .map_err(failed("make the step's socket"))?;
+    // What the helper gets beside the socket; kept open until it is sent.
+    let mut sent: Vec<OwnedFd> = vec![theirs];
+    let (streams, output) = match stdio {
+        Stdio::Capture(sink) => {
+            let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+                .map_err(failed("make the output pipe"))?;
+            rustix::io::ioctl_fionbio(&read, true).map_err(failed("set up the output pipe"))?;
+            sent.push(write);
+            let output = Output::Pipe {
+                pipe: Some(read),
+                sink,
+                buffer: Vec::new(),
+            };
+            (Streams::Capture, output)
+        }
+        Stdio::Inherit => {
+            let (terminal, streams) = Terminal::open()?;
+            sent.extend(streams);
+            let path = terminal.as_ref().map(|terminal| terminal.path().to_owned());
+            (
+                Streams::Inherit { terminal: path },
+                Output::Streams(terminal),
+            )
+        }
+    };
+    let secret_sizes = command
+        .secrets
+        .iter()
+        .map(|secret| secret.value.len())
+        .collect();
+    if !command.secrets.is_empty() {
+        let values: Vec<&[u8]> = command
+            .secrets
+            .iter()
+            .map(|secret| &*secret.value)
+            .collect();
+        let file = wire::memory_file("obuild-secrets", &values).map_err(|source| Error::Setup {
+            action: "keep the secrets in memory".to_owned(),
+            source,
+        })?;
+        sent.push(file);
+    }
+    let request = Request {
+        command: command.clone(),
+        rootfs: rootfs.clone(),
+        secret_sizes,
+        streams,
+        cgroups: surroundings.cgroups,
+        runtime: surroundings.runtime,
+    };
+    let descriptors: Vec<BorrowedFd<'_>> = sent.iter().map(AsFd::as_fd).collect();
+    zygote.send(&request, &descriptors)?;
+    Ok(Step {
+        socket: Some(socket),
+        process: None,
+        outcome: None,
+        output,
+    })
+}
+
+fn exit_of(status: i32) -> Exit {
+    use std::os::unix::process::ExitStatusExt;
+    let status = std::process::ExitStatus::from_raw(status);
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Status(code),
+        (None, Some(signal)) => Exit::Signal(signal),
+        // Only ended processes are reported.
+        (None, None) => Exit::Signal(libc::SIGKILL),
+    }
+}
+
+impl Step<'_> {
+    fn wait(mut self, timeout: Option<Duration>, cancel: &Cancel) -> Result<Exit, Error> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        // Why the step has to end, and when it is killed if it has not.
+        let mut ending: Option<(Exit, Instant)> = None;
+        loop {
+            let now = Instant::now();
+            let next = match &ending {
+                None => deadline,
+                Some((_, kill)) => Some(*kill),
+            };
+            if next.is_some_and(|next| next <= now) {
+                if ending.is_none() {
+                    ending = Some((Exit::TimedOut, now + GRACE));
+                    self.ask_to_end();
+                } else {
+                    self.receive()?;
+                    self.kill();
+                    // Only a process that the kernel cannot kill lasts longer; there is nothing left to do but to wait.
+                    ending = ending.map(|(exit, _)| (exit, now + Duration::from_secs(3600)));
+                }
+                continue;
+            }
+            let ready = self.poll(ending.is_none().then_some(cancel), next)?;
+            if ready.socket {
+                self.receive()?;
+            }
+            if ready.output {
+                self.output.pass();
+            }
+            if ready.cancelled && ending.is_none() {
+                ending = Some((Exit::Cancelled, now + GRACE));
+                self.ask_to_end();
+            }
+            if ready.process || (self.socket.is_none() && self.process.is_none()) {
+                break;
+            }
+        }
+        // All processes are gone, so what they wrote is in the pipe and nothing follows.
+        self.output.pass();
+        let exit = ending.map(|(exit, _)| exit);
+        match (self.outcome.take(), exit) {
+            (_, Some(exit)) => Ok(exit),
+            (Some(Reply::Ended(status)), None) => Ok(exit_of(status)),
+            (Some(Reply::Failed(failure)), None) => Err(failure.into()),
+            (Some(Reply::Started) | None, None) => {
+                Err(Failure::Helper("the step's process was killed from outside".to_owned()).into())
+            }
+        }
+    }
+
+    fn poll(&self, cancel: Option<&Cancel>, until: Option<Instant>) -> Result<Ready, Error> {
+        let mut waited: Vec<(PollFd<'_>, fn(&mut Ready))> = Vec::with_capacity(6);
+        // Replies are read when the socket ends, which is when the helper has reaped the step's init process.
+        let waiting = PollFlags::empty();
+        if let Some(socket) = &self.socket {
+            waited.push((PollFd::new(socket, waiting), |ready| ready.socket = true));
+        } else if let Some(process) = &self.process {
+            waited.push((PollFd::new(process, PollFlags::IN), |ready| {
+                ready.process = true
+            }));
+        }
+        if let Some(cancel) = cancel {
+            waited.push((PollFd::new(cancel, PollFlags::IN), |ready| {
+                ready.cancelled = true
+            }));
+        }
+        for fd in self.output.waited() {
+            waited.push((fd, |ready| ready.output = true));
+        }
+        let mut wait = until.map(|until| until.saturating_duration_since(Instant::now()));
+        if let Some(most) = self.output.at_most() {
+            wait = Some(wait.map_or(most, |wait| wait.min(most)));
+        }
+        let wait = wait.map(|wait| Timespec {
+            tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: wait.subsec_nanos().into(),
+        });
+        let mut fds: Vec<PollFd<'_>> = waited.iter().map(|(fd, _)| fd.clone()).collect();
+        match poll(&mut fds, wait.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                return Err(Error::Setup {
+                    action: "wait for the step".to_owned(),
+                    source: error.into(),
+                });
+            }
+        }
+        let mut ready = Ready::default();
+        // Without an event the output is looked at all the same: a terminal follows changes of size that way.
+        ready.output = self.output.at_most().is_some();
+        for (fd, (_, mark)) in fds.iter().zip(&waited) {
+            if !fd.revents().is_empty() {
+                mark(&mut ready);
+            }
+        }
+        Ok(ready)
+    }
+
+    /// Takes all replies that are there.
+    fn receive(&mut self) -> Result<(), Error> {
+        while let Some(socket) = &self.socket {
+            let received = wire::receive_reply(socket.as_fd()).map_err(|source| Error::Setup {
+                action: "hear from the sandbox helper".to_owned(),
+                source,
+            })?;
+            match received {
+                Received::Nothing => return Ok(()),
+                Received::Closed => self.socket = None,
+                Received::Reply(Reply::Started, process) => self.process = process,
+                // The command's own process may say why it could not start before its parent says that it ended.
+                Received::Reply(reply, _) => {
+                    self.outcome.get_or_insert(reply);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ask_to_end(&self) {
+        if let Some(socket) = &self.socket {
+            // Any packet means that. When it cannot be sent, the deadline that follows kills.
+            let _ = rustix::net::send(socket, &[0], rustix::net::SendFlags::NOSIGNAL);
+        }
+    }
+
+    fn kill(&self) {
+        if let Some(process) = &self.process {
+            let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
+        }
+    }
+}
+
+impl Drop for Step<'_> {
+    /// Ends the step if it was left early, by an error or a panic in the caller's sink: what the trait promises holds then too.
+    fn drop(&mut self) {
+        if self.process.is_none() {
+            // It may have been told only now. If it was not, closing the socket ends the step.
+            let _ = self.receive();
+        }
+        if let Some(process) = &self.process {
+            let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
+            let mut waited = [PollFd::new(process, PollFlags::IN)];
+            let most = Timespec {
+                tv_sec: 1,
+                tv_nsec: 0,
+            };
+            let _ = poll(&mut waited, Some(&most));
+        }
+    }
+}
+
+#[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "four independent events")]
+struct Ready {
+    socket: bool,
+    process: bool,
+    output: bool,
+    cancelled: bool,
+}
+
+impl Output<'_> {
+    fn waited(&self) -> Vec<PollFd<'_>> {
+        match self {
+            Self::Pipe { pipe, .. } => pipe
+                .iter()
+                .map(|pipe| PollFd::new(pipe, PollFlags::IN))
+                .collect(),
+            Self::Streams(terminal) => terminal.as_ref().map_or_else(Vec::new, Terminal::waited),
+        }
+    }
+
+    /// Returns how long to wait at most before looking again.
+    fn at_most(&self) -> Option<Duration> {
+        match self {
+            Self::Streams(Some(_)) => Some(Duration::from_millis(250)),
+            _ => None,
+        }
+    }
+
+    /// Passes on what is there; some of it only, when it comes faster than it can be passed.
+    fn pass(&mut self) {
+        match self {
+            Self::Pipe { pipe, sink, buffer } => {
+                buffer.resize(OUTPUT_BYTES, 0);
+                // A command that writes without end must not keep us from its deadline.
+                for _ in 0..OUTPUT_READS {
+                    let Some(open) = pipe else { break };
+                    match rustix::io::read(&*open, &mut *buffer) {
+                        Ok(0) => *pipe = None,
+                        Ok(length) => sink(&buffer[..length]),
+                        Err(rustix::io::Errno::INTR) => {}
+                        Err(rustix::io::Errno::AGAIN) => break,
+                        Err(_) => *pipe = None,
+                    }
+                }
+            }
+            Self::Streams(terminal) => {
+                if let Some(terminal) = terminal {
+                    terminal.pass();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Mounts by descriptor: made detached, then attached to an open directory or file, so that no path is looked up twice and no symbolic
+//! link in a tree leads anywhere else. Linux 5.12 or newer.
+
+use crate::sandbox::OverlayMount;
+use crate::sys;
+use crate::wire::{Failure, Trying};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
+};
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// What a mount forbids.
+#[derive(Clone, Copy)]
+pub(crate) struct Attributes(MountAttrFlags);
+
+impl Attributes {
+    /// A root tree. Device nodes that a step makes must not open the host's devices. Access times would make every read a write
+    /// into the snapshot (btrfs pays for that most).
+    pub(crate) const ROOT: Self =
+        Self(MountAttrFlags::MOUNT_ATTR_NODEV.union(MountAttrFlags::MOUNT_ATTR_NOATIME));
+    /// A place for data.
+    pub(crate) const DATA: Self =
+        Self(MountAttrFlags::MOUNT_ATTR_NODEV.union(MountAttrFlags::MOUNT_ATTR_NOSUID));
+    /// A place for data that nobody runs.
+    pub(crate) const NO_EXEC: Self = Self(Self::DATA.0.union(MountAttrFlags::MOUNT_ATTR_NOEXEC));
+    /// Device nodes.
+    pub(crate) const DEVICES: Self =
+        Self(MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NOEXEC));
+
+    /// The same, and read-only.
+    pub(crate) const fn readonly(self) -> Self {
+        Self(self.0.union(MountAttrFlags::MOUNT_ATTR_RDONLY))
+    }
+
+    /// The same, read-only if `readonly`.
+    pub(crate) const fn readonly_if(self, readonly: bool) -> Self {
+        if readonly { self.readonly() } else { self }
+    }
+
+    /// Gives a mount these attributes.
+    pub(crate) fn set(self, mount: BorrowedFd<'_>) -> io::Result<()> {
+        let times = MountAttrFlags::MOUNT_ATTR_NOATIME;
+        // mount_setattr(2): changing the kind of access time needs the whole field cleared.
+        let clear = if self.0.contains(times) {
+            MountAttrFlags::MOUNT_ATTR__ATIME
+        } else {
+            MountAttrFlags::empty()
+        };
+        sys::mount_setattr(
+            mount,
+            false,
+            self.0.bits().into(),
+            clear.bits().into(),
+            false,
+        )
+    }
+}
+
+/// Attaches a detached mount on top of `target`.
+pub(crate) fn attach(mount: &OwnedFd, target: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, c"", target, c"", flags).map_err(io::Error::from)
+}
+
+/// Returns a detached mount of what is at `path` below `at`, without the mounts below that. Symbolic links are followed.
+pub(crate) fn bind(at: BorrowedFd<'_>, path: &[u8], with: Attributes) -> io::Result<OwnedFd> {
+    let mount = copy(at, path)?;
+    with.set(mount.as_fd())?;
+    Ok(mount)
+}
+
+/// As [`bind`], forbidding what the mount at that place forbids.
+pub(crate) fn copy(at: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if path.is_empty() {
+        flags |= OpenTreeFlags::AT_EMPTY_PATH;
+    }
+    rustix::mount::open_tree(at, OsStr::from_bytes(path), flags).map_err(io::Error::from)
+}
+
+/// Returns a detached mount of a new file system of this kind.
+pub(crate) fn file_system(
+    kind: &str,
+    options: &[(&str, &str)],
+    with: Attributes,
+) -> io::Result<OwnedFd> {
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(&context, "source", kind)?;
+    for (key, value) in options {
+        rustix::mount::fsconfig_set_string(&context, *key, *value)?;
+    }
+    rustix::mount::fsconfig_create(&context)?;
+    Ok(rustix::mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        with.0,
+    )?)
+}
+
+// Layers have to work in any mount and after any move, so nothing may be written that ties them together.
+// linux v6.18 Documentation/filesystems/overlayfs.rst.
+const PORTABLE: &[(&str, &str)] = &[
+    ("index", "off"),
+    ("metacopy", "off"),
+    ("redirect_dir", "off"),
+];
+
+/// Returns a detached mount of an overlay. The kernel does not sync it when it goes: whoever keeps the upper layer does.
+///
+/// `place` is a directory of a tmpfs in the mount namespace of the process, for kernels that need one to mount on.
+pub(crate) fn overlay(
+    recipe: &OverlayMount,
+    with: Attributes,
+    place: BorrowedFd<'_>,
+) -> Result<OwnedFd, Failure> {
+    let action = |why: &str| {
+        let top = recipe.upper.as_ref().map(|upper| &upper.upper);
+        let top = top.or(recipe.lower.first()).map(|path| path.display());
+        let top = top.map_or_else(String::new, |path| format!(" at {path}"));
+        format!(
+            "mount the overlay of {} layers{top}{why}",
+            recipe.lower.len()
+        )
+    };
+    let plain = || action("");
+    let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).trying(plain)?;
+    let explained = |error| Err::<(), _>(error).trying(|| action(&said(context.as_fd())));
+    let mut held = Vec::new();
+    for (index, lower) in recipe.lower.iter().enumerate() {
+        let name =
+            short(lower, &mut held).trying(|| format!("open the layer {}", lower.display()))?;
+        match rustix::mount::fsconfig_set_string(&context, "lowerdir+", name.as_os_str()) {
+            // Before Linux 6.7 layers cannot be given one by one.
+            Err(Errno::INVAL) if index == 0 => {
+                return overlay_at_once(recipe, with, place).trying(plain);
+            }
+            result => result.or_else(explained)?,
+        }
+    }
+    if let Some(upper) = &recipe.upper {
+        for (key, path) in [("upperdir", &upper.upper), ("workdir", &upper.work)] {
+            let name =
+                short(path, &mut held).trying(|| format!("open the layer {}", path.display()))?;
+            rustix::mount::fsconfig_set_string(&context, key, name.as_os_str())
+                .or_else(explained)?;
+        }
+        rustix::mount::fsconfig_set_flag(&context, "volatile").or_else(explained)?;
+    }
+    for (key, value) in PORTABLE {
+        rustix::mount::fsconfig_set_string(&context, *key, *value).or_else(explained)?;
+    }
+    rustix::mount::fsconfig_create(&context).or_else(explained)?;
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, with.0).trying(plain)
+}
+
+/// Returns whether this kernel takes overlay layers one by one (Linux 6.7).
+pub(crate) fn overlay_appends() -> bool {
+    let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC);
+    context
+        .is_ok_and(|context| rustix::mount::fsconfig_set_string(&context, "lowerdir+", "/").is_ok())
+}
+
+/// As [`overlay`], with mount(2) and all layers in one option of at most a page. The mount is attached to a place of its own first, as
+/// mount(2) knows no detached ones, and then copied from there.
+fn overlay_at_once(
+    recipe: &OverlayMount,
+    with: Attributes,
+    place: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    let mut held = Vec::new();
+    let mut options = Vec::new();
+    for lower in &recipe.lower {
+        let separator: &[u8] = if options.is_empty() {
+            b"lowerdir="
+        } else {
+            b":"
+        };
+        options.extend_from_slice(separator);
+        options.extend_from_slice(descriptor_path(lower, &mut held)?.as_bytes());
+    }
+    if let Some(upper) = &recipe.upper {
+        for (key, path) in [("upperdir", &upper.upper), ("workdir", &upper.work)] {
+            options.extend_from_slice(format!(",{key}=").as_bytes());
+            options.extend_from_slice(descriptor_path(path, &mut held)?.as_bytes());
+        }
+        options.extend_from_slice(b",volatile");
+    }
+    for (key, value) in PORTABLE {
+        options.extend_from_slice(format!(",{key}={value}").as_bytes());
+    }
+    if options.len() >= 4096 {
+        let reason = format!(
+            "{} overlay layers are too many before Linux 6.7",
+            recipe.lower.len()
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    let options = std::ffi::CString::new(options).map_err(io::Error::other)?;
+    // Mounts of one step may stack there: the topmost is the last.
+    match rustix::fs::mkdirat(place, "overlay", Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let path = format!("/proc/self/fd/{}/overlay", place.as_raw_fd());
+    rustix::mount::mount(
+        "overlay",
+        path.as_str(),
+        "overlay",
+        MountFlags::empty(),
+        options.as_c_str(),
+    )?;
+    bind(place, b"overlay", with)
+}
+
+/// Returns a path for fsconfig(2), which takes at most 255 bytes. `held` keeps what the path needs.
+fn short(path: &Path, held: &mut Vec<OwnedFd>) -> io::Result<std::ffi::OsString> {
+    if path.as_os_str().len() < 256 {
+        return Ok(path.as_os_str().to_owned());
+    }
+    descriptor_path(path, held).map(Into::into)
+}
+
+fn descriptor_path(path: &Path, held: &mut Vec<OwnedFd>) -> io::Result<String> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let descriptor = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+    let name = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+    held.push(descriptor);
+    Ok(name)
+}
+
+/// Returns what the kernel wrote about a failed configuration.
+fn said(context: BorrowedFd<'_>) -> String {
+    let mut text = [0_u8; 512];
+    match rustix::io::read(context, &mut text) {
+        Ok(length) if length > 0 => {
+            format!(
+                " (the kernel: {})",
+                String::from_utf8_lossy(&text[..length]).trim()
+            )
+        }
+        _ => String::new(),
+    }
+}
