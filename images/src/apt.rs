@@ -5,7 +5,13 @@ use crate::Error;
 use std::path::{Path, PathBuf};
 
 /// Options of a source that decide whether its mirror is accepted (sources.list(5)).
-const OPTIONS: [&str; 5] = ["signed-by", "trusted", "check-valid-until", "check-date", "allow-insecure"];
+const OPTIONS: [&str; 5] = [
+    "signed-by",
+    "trusted",
+    "check-valid-until",
+    "check-date",
+    "allow-insecure",
+];
 
 /// One place that packages come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,21 +29,38 @@ pub(crate) struct AptSource {
 impl AptSource {
     /// Returns the value of an option.
     pub(crate) fn option(&self, name: &str) -> Option<&str> {
-        self.options.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.options
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Returns the keyring that the source is signed by, if it is a file that gpgv reads.
     pub(crate) fn keyring(&self) -> Option<PathBuf> {
         let path = Path::new(self.option("signed-by")?);
-        let readable = path.is_absolute() && path.extension().is_some_and(|extension| extension == "gpg");
+        let readable =
+            path.is_absolute() && path.extension().is_some_and(|extension| extension == "gpg");
         readable.then(|| path.to_owned())
     }
 
     /// Returns the source as a line of sources.list(5), without credentials.
     pub(crate) fn line(&self) -> String {
-        let options: Vec<String> = self.options.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let options = if options.is_empty() { String::new() } else { format!("[{}] ", options.join(" ")) };
-        format!("deb {options}{} {} {}", without_credentials(&self.uri), self.suite, self.components.join(" "))
+        let options: Vec<String> = self
+            .options
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let options = if options.is_empty() {
+            String::new()
+        } else {
+            format!("[{}] ", options.join(" "))
+        };
+        format!(
+            "deb {options}{} {} {}",
+            without_credentials(&self.uri),
+            self.suite,
+            self.components.join(" ")
+        )
     }
 }
 
@@ -51,7 +74,9 @@ pub(crate) fn read_sources(apt: &Path) -> Result<Vec<AptSource>, Error> {
     }
     let directory = apt.join("sources.list.d");
     let mut files: Vec<PathBuf> = match fs_err::read_dir(&directory) {
-        Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.path())).collect(),
+        Ok(entries) => entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .collect(),
         Err(_) => Vec::new(),
     };
     files.sort();
@@ -80,7 +105,12 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
 fn parse_list(text: &str, sources: &mut Vec<AptSource>) {
     for line in text.lines() {
         let line = line.split('#').next().unwrap_or_default().trim();
-        let Some(line) = line.strip_prefix("deb").filter(|rest| rest.starts_with([' ', '\t', '['])) else { continue };
+        let Some(line) = line
+            .strip_prefix("deb")
+            .filter(|rest| rest.starts_with([' ', '\t', '[']))
+        else {
+            continue;
+        };
         let line = line.trim_start();
         let (options, rest) = match line.strip_prefix('[') {
             Some(rest) => match rest.split_once(']') {
@@ -89,11 +119,19 @@ fn parse_list(text: &str, sources: &mut Vec<AptSource>) {
             },
             None => ("", line),
         };
-        let options = options.split_whitespace().filter_map(|option| option.split_once('='));
+        let options = options
+            .split_whitespace()
+            .filter_map(|option| option.split_once('='));
         let options = wanted(options.map(|(name, value)| (name.to_lowercase(), value.to_owned())));
         let mut words = rest.split_whitespace();
         if let (Some(uri), Some(suite)) = (words.next(), words.next()) {
-            add(sources, uri, suite, words.map(str::to_owned).collect(), options);
+            add(
+                sources,
+                uri,
+                suite,
+                words.map(str::to_owned).collect(),
+                options,
+            );
         }
     }
 }
@@ -120,14 +158,25 @@ fn parse_deb822(text: &str, sources: &mut Vec<AptSource>) {
 }
 
 fn take_stanza(fields: &[(String, String)], sources: &mut Vec<AptSource>) {
-    let field = |name: &str| fields.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_str());
-    let disabled = ["no", "false", "0", "off", "without", "disable"].contains(&field("enabled").to_lowercase().as_str());
+    let field = |name: &str| {
+        fields
+            .iter()
+            .find(|(key, _)| key == name)
+            .map_or("", |(_, value)| value.as_str())
+    };
+    let disabled = ["no", "false", "0", "off", "without", "disable"]
+        .contains(&field("enabled").to_lowercase().as_str());
     if disabled || !field("types").split_whitespace().any(|kind| kind == "deb") {
         return;
     }
-    let components: Vec<String> = field("components").split_whitespace().map(str::to_owned).collect();
+    let components: Vec<String> = field("components")
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect();
     // A key block inside the field has several lines; it does not fit a line of sources.list.
-    let options = fields.iter().filter(|(_, value)| !value.contains(char::is_whitespace));
+    let options = fields
+        .iter()
+        .filter(|(_, value)| !value.contains(char::is_whitespace));
     let options = wanted(options.map(|(name, value)| (name.clone(), value.clone())));
     for uri in field("uris").split_whitespace() {
         for suite in field("suites").split_whitespace() {
@@ -137,7 +186,9 @@ fn take_stanza(fields: &[(String, String)], sources: &mut Vec<AptSource>) {
 }
 
 fn wanted(options: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
-    options.filter(|(name, value)| OPTIONS.contains(&name.as_str()) && !value.is_empty()).collect()
+    options
+        .filter(|(name, value)| OPTIONS.contains(&name.as_str()) && !value.is_empty())
+        .collect()
 }
 
 fn add(
@@ -149,7 +200,12 @@ fn add(
 ) {
     // A suite that ends in a slash is a plain directory, nothing to bootstrap from.
     let usable = !suite.ends_with('/') && !components.is_empty() && uri.contains(":/");
-    let source = AptSource { uri: uri.to_owned(), suite: suite.to_owned(), components, options };
+    let source = AptSource {
+        uri: uri.to_owned(),
+        suite: suite.to_owned(),
+        components,
+        options,
+    };
     if usable && !sources.contains(&source) {
         sources.push(source);
     }
@@ -181,8 +237,15 @@ pub(crate) struct AptSettings {
 pub(crate) fn pick_settings(dump: &str) -> AptSettings {
     let mut settings = AptSettings::default();
     for line in dump.lines() {
-        let Some((name, value)) = line.trim_end().split_once(' ') else { continue };
-        let Some(value) = value.strip_prefix('"').and_then(|value| value.strip_suffix("\";")) else { continue };
+        let Some((name, value)) = line.trim_end().split_once(' ') else {
+            continue;
+        };
+        let Some(value) = value
+            .strip_prefix('"')
+            .and_then(|value| value.strip_suffix("\";"))
+        else {
+            continue;
+        };
         if value.is_empty() || value.contains('"') {
             continue;
         }
@@ -217,7 +280,10 @@ mod tests {
             &mut list,
         );
         assert_eq!(list.len(), 2);
-        assert_eq!(list[0].line(), "deb [signed-by=/k.gpg trusted=yes] http://m/debian bookworm main contrib");
+        assert_eq!(
+            list[0].line(),
+            "deb [signed-by=/k.gpg trusted=yes] http://m/debian bookworm main contrib"
+        );
         assert_eq!(list[0].keyring().as_deref(), Some("/k.gpg".as_ref()));
         assert_eq!(list[1].line(), "deb http://m/debian bookworm-updates main");
 
@@ -250,7 +316,10 @@ mod tests {
         );
         assert_eq!(
             settings.lines,
-            ["Acquire::Check-Valid-Until \"false\";", "Acquire::https::Proxy \"http://proxy:2/\";"]
+            [
+                "Acquire::Check-Valid-Until \"false\";",
+                "Acquire::https::Proxy \"http://proxy:2/\";"
+            ]
         );
         assert_eq!(settings.http_proxy.as_deref(), Some("http://u:p@proxy:1/"));
     }

@@ -26,7 +26,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 /// How often a silent debootstrap is interrupted to ask for a cancellation: a tenth of a second.
-const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const TICK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 
 /// Files and directories' contents that debootstrap leaves and that are the host's or the hour's.
 const LEFTOVERS: [(&str, What); 17] = [
@@ -76,7 +79,11 @@ pub(crate) fn debootstrap(
     let unshare = tools.find("unshare", "util-linux")?;
     let setpriv = tools.find("setpriv", "util-linux")?;
     if !rustix::process::geteuid().is_root() {
-        return Err(Error::io("run debootstrap in", target, std::io::Error::from(Errno::ACCESS)));
+        return Err(Error::io(
+            "run debootstrap in",
+            target,
+            std::io::Error::from(Errno::ACCESS),
+        ));
     }
     let sources = read_sources(&tools.apt)?;
     let settings = tools.apt_settings();
@@ -85,8 +92,19 @@ pub(crate) fn debootstrap(
     let mut command = Command::new(setpriv);
     // If this thread dies, unshare is killed; if unshare dies, the first process of the namespace is, and with it all others.
     command.args(["--pdeathsig", "KILL", "--"]).arg(unshare);
-    command.args(["--mount", "--pid", "--ipc", "--fork", "--kill-child=KILL", "--"]).arg(program);
-    command.arg("--variant=minbase").arg(format!("--arch={}", debian_name(architecture)));
+    command
+        .args([
+            "--mount",
+            "--pid",
+            "--ipc",
+            "--fork",
+            "--kill-child=KILL",
+            "--",
+        ])
+        .arg(program);
+    command
+        .arg("--variant=minbase")
+        .arg(format!("--arch={}", debian_name(architecture)));
     if let Some(source) = mirror {
         if let Some(keyring) = source.keyring().filter(|path| path.exists()) {
             command.arg(format!("--keyring={}", keyring.display()));
@@ -99,7 +117,12 @@ pub(crate) fn debootstrap(
     if let Some(source) = mirror {
         command.arg(&source.uri);
     }
-    command.env_clear().env("PATH", &tools.path).env("LC_ALL", "C").env("HOME", "/root").env("TMPDIR", "/tmp");
+    command
+        .env_clear()
+        .env("PATH", &tools.path)
+        .env("LC_ALL", "C")
+        .env("HOME", "/root")
+        .env("TMPDIR", "/tmp");
     command.envs(environment(&settings, &tools.proxies));
 
     line(announce(suite, mirror).as_bytes());
@@ -132,11 +155,20 @@ impl Tools {
 
     /// Asks apt for its settings; a host without apt has none.
     fn apt_settings(&self) -> AptSettings {
-        let Ok(program) = self.find("apt-config", "apt") else { return AptSettings::default() };
+        let Ok(program) = self.find("apt-config", "apt") else {
+            return AptSettings::default();
+        };
         let mut command = Command::new(program);
-        command.arg("dump").env_clear().env("PATH", &self.path).env("LC_ALL", "C").stdin(Stdio::null());
+        command
+            .arg("dump")
+            .env_clear()
+            .env("PATH", &self.path)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null());
         match command.output() {
-            Ok(output) if output.status.success() => pick_settings(&String::from_utf8_lossy(&output.stdout)),
+            Ok(output) if output.status.success() => {
+                pick_settings(&String::from_utf8_lossy(&output.stdout))
+            }
             _ => AptSettings::default(),
         }
     }
@@ -144,15 +176,27 @@ impl Tools {
 
 fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    fs_err::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    fs_err::metadata(path)
+        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 /// The proxies that the caller names, else those of apt: debootstrap fetches with wget(1), which knows only variables.
-fn environment(settings: &AptSettings, proxies: &[(OsString, OsString)]) -> Vec<(OsString, OsString)> {
+fn environment(
+    settings: &AptSettings,
+    proxies: &[(OsString, OsString)],
+) -> Vec<(OsString, OsString)> {
     let mut environment = proxies.to_vec();
-    for (name, value) in [("http_proxy", &settings.http_proxy), ("https_proxy", &settings.https_proxy)] {
-        let set = proxies.iter().any(|(other, _)| other.eq_ignore_ascii_case(name));
-        if let (false, Some(value)) = (set, value.as_ref().filter(|value| value.as_str() != "DIRECT")) {
+    for (name, value) in [
+        ("http_proxy", &settings.http_proxy),
+        ("https_proxy", &settings.https_proxy),
+    ] {
+        let set = proxies
+            .iter()
+            .any(|(other, _)| other.eq_ignore_ascii_case(name));
+        if let (false, Some(value)) = (
+            set,
+            value.as_ref().filter(|value| value.as_str() != "DIRECT"),
+        ) {
             environment.push((name.into(), value.into()));
         }
     }
@@ -161,15 +205,24 @@ fn environment(settings: &AptSettings, proxies: &[(OsString, OsString)]) -> Vec<
 
 fn announce(suite: &str, mirror: Option<&AptSource>) -> String {
     match mirror {
-        Some(source) => format!("debootstrap {suite} from {}", without_credentials(&source.uri)),
-        None => format!("debootstrap {suite} from its default mirror (the host's apt has none for this suite)"),
+        Some(source) => format!(
+            "debootstrap {suite} from {}",
+            without_credentials(&source.uri)
+        ),
+        None => format!(
+            "debootstrap {suite} from its default mirror (the host's apt has none for this suite)"
+        ),
     }
 }
 
 fn conceal(text: &[u8], uri: &str) -> Vec<u8> {
     use bstr::ByteSlice;
     let plain = without_credentials(uri);
-    if plain == uri { text.to_vec() } else { text.replace(uri.as_bytes(), plain.as_bytes()) }
+    if plain == uri {
+        text.to_vec()
+    } else {
+        text.replace(uri.as_bytes(), plain.as_bytes())
+    }
 }
 
 /// Kills its process group when it goes out of scope before the child is reaped.
@@ -203,14 +256,29 @@ impl Drop for Group {
 }
 
 /// Runs the command to its end in a process group of its own; its output, both streams, goes to `note` line by line.
-fn run(mut command: Command, note: &mut dyn FnMut(&[u8]), cancelled: &dyn Fn() -> bool) -> Result<ExitStatus, Error> {
+fn run(
+    mut command: Command,
+    note: &mut dyn FnMut(&[u8]),
+    cancelled: &dyn Fn() -> bool,
+) -> Result<ExitStatus, Error> {
     let program = PathBuf::from(command.get_program());
     let failed = |action, source: std::io::Error| Error::io(action, &program, source);
-    let (output, input) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed("make a pipe for", error.into()))?;
-    let second = input.try_clone().map_err(|error| failed("make a pipe for", error))?;
-    command.stdin(Stdio::null()).stdout(input).stderr(second).process_group(0).current_dir("/");
+    let (output, input) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed("make a pipe for", error.into()))?;
+    let second = input
+        .try_clone()
+        .map_err(|error| failed("make a pipe for", error))?;
+    command
+        .stdin(Stdio::null())
+        .stdout(input)
+        .stderr(second)
+        .process_group(0)
+        .current_dir("/");
     let child = command.spawn().map_err(|error| failed("start", error))?;
-    let mut group = Group { child, reaped: false };
+    let mut group = Group {
+        child,
+        reaped: false,
+    };
     // The command holds our ends of the pipe, which would keep it open.
     drop(command);
     let mut lines = Lines::default();
@@ -260,7 +328,12 @@ impl Lines {
 }
 
 /// Removes the leftovers and sets apt up.
-fn finish(target: &Path, suite: &str, sources: &[AptSource], settings: &AptSettings) -> Result<(), Error> {
+fn finish(
+    target: &Path,
+    suite: &str,
+    sources: &[AptSource],
+    settings: &AptSettings,
+) -> Result<(), Error> {
     let failed = |source: Errno| Error::io("clean up", target, source);
     let tree = Tree::new(open_directory(target)?).map_err(failed)?;
     let default = original_sources(&tree);
@@ -289,13 +362,26 @@ fn finish(target: &Path, suite: &str, sources: &[AptSource], settings: &AptSetti
         }
     }
     let lines = sources_list(suite, sources, default);
-    for keyring in sources.iter().filter(|source| belongs(source, suite)).filter_map(AptSource::keyring) {
+    for keyring in sources
+        .iter()
+        .filter(|source| belongs(source, suite))
+        .filter_map(AptSource::keyring)
+    {
         copy_keyring(&tree, &keyring)?;
     }
     write_file(&tree, &[b"etc", b"apt"], b"sources.list", lines.as_bytes()).map_err(failed)?;
     if !settings.lines.is_empty() {
-        let text = format!("// The way to the mirror, as on the host that made this base.\n{}\n", settings.lines.join("\n"));
-        write_file(&tree, &[b"etc", b"apt", b"apt.conf.d"], b"50mirror", text.as_bytes()).map_err(failed)?;
+        let text = format!(
+            "// The way to the mirror, as on the host that made this base.\n{}\n",
+            settings.lines.join("\n")
+        );
+        write_file(
+            &tree,
+            &[b"etc", b"apt", b"apt.conf.d"],
+            b"50mirror",
+            text.as_bytes(),
+        )
+        .map_err(failed)?;
     }
     Ok(())
 }
@@ -314,7 +400,9 @@ fn sources_list(suite: &str, sources: &[AptSource], default: Option<Vec<u8>>) ->
         text.push('\n');
     }
     if text.is_empty() {
-        return default.map_or_else(String::new, |bytes| String::from_utf8_lossy(&bytes).into_owned());
+        return default.map_or_else(String::new, |bytes| {
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
     }
     text
 }
@@ -332,7 +420,9 @@ fn original_sources(tree: &Tree) -> Option<Vec<u8>> {
 fn copy_keyring(tree: &Tree, path: &Path) -> Result<(), Error> {
     let failed = |source: Errno| Error::io("copy", path, source);
     let mut names: Vec<&[u8]> = path.iter().skip(1).map(OsStr::as_encoded_bytes).collect();
-    let Some(name) = names.pop() else { return Ok(()) };
+    let Some(name) = names.pop() else {
+        return Ok(());
+    };
     if names.iter().chain([&name]).any(|name| *name == b"..") || !path.exists() {
         return Ok(());
     }
@@ -356,7 +446,9 @@ fn write_file(tree: &Tree, directory: &[&[u8]], name: &[u8], bytes: &[u8]) -> Re
     let mode = Mode::from_raw_mode(0o644);
     let file = openat(&directory, name, flags, mode)?;
     rustix::fs::fchmod(&file, mode)?;
-    File::from(file).write_all(bytes).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    File::from(file)
+        .write_all(bytes)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Error> {

@@ -26,10 +26,14 @@ impl Digest {
             return Err(format!("{text:?} is not a digest"));
         };
         if algorithm != "sha256" {
-            return Err(format!("the digest algorithm {algorithm:?} is not supported, only sha256 is"));
+            return Err(format!(
+                "the digest algorithm {algorithm:?} is not supported, only sha256 is"
+            ));
         }
         let mut digest = [0; 32];
-        if digits.bytes().any(|byte| byte.is_ascii_uppercase()) || hex::decode_to_slice(digits, &mut digest).is_err() {
+        if digits.bytes().any(|byte| byte.is_ascii_uppercase())
+            || hex::decode_to_slice(digits, &mut digest).is_err()
+        {
             return Err(format!("{text:?} is not a digest"));
         }
         Ok(Self(digest))
@@ -54,7 +58,10 @@ impl fmt::Debug for Digest {
 }
 
 /// Hashes all that a reader has.
-pub(crate) fn digest_of(mut reader: impl Read, mut tick: impl FnMut() -> bool) -> io::Result<Option<Digest>> {
+pub(crate) fn digest_of(
+    mut reader: impl Read,
+    mut tick: impl FnMut() -> bool,
+) -> io::Result<Option<Digest>> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 256 << 10];
     loop {

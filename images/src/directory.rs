@@ -5,14 +5,15 @@
 //! and attributes. All but the times are part of its identity. The copy hashes what it writes, so that a tree that
 //! changes between the two walks is noticed.
 
+use crate::Error;
 use crate::import::Progress;
 use crate::resolve::ResolveOptions;
 use crate::stamp::{FileDigests, NoDigests, file_digest};
 use crate::unpack::tree::{MAX_DEPTH, children, open_directory, timestamps};
-use crate::Error;
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, XattrFlags, chmodat, chownat, fchmod, fstat, fstatfs, futimens,
-    lgetxattr, linkat, llistxattr, lsetxattr, mkdirat, mknodat, openat, readlinkat, statat, symlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, XattrFlags, chmodat, chownat, fchmod, fstat,
+    fstatfs, futimens, lgetxattr, linkat, llistxattr, lsetxattr, mkdirat, mknodat, openat,
+    readlinkat, statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
@@ -115,8 +116,15 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn root(&mut self, source: BorrowedFd<'_>, target: Option<BorrowedFd<'_>>) -> Result<(), Error> {
-        self.target_root = target.map(|target| target.try_clone_to_owned()).transpose().map_err(|e| self.error("open", e))?;
+    fn root(
+        &mut self,
+        source: BorrowedFd<'_>,
+        target: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Error> {
+        self.target_root = target
+            .map(|target| target.try_clone_to_owned())
+            .transpose()
+            .map_err(|e| self.error("open", e))?;
         let stat = fstat(source).map_err(|error| self.error("read", error))?;
         self.attributes(b"d", &stat);
         let xattrs = self.hash_xattrs(source, b".")?;
@@ -160,7 +168,8 @@ impl<'a> Walk<'a> {
         device: u64,
         depth: usize,
     ) -> Result<(), Error> {
-        let stat = statat(source, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| self.error("read", error))?;
+        let stat = statat(source, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| self.error("read", error))?;
         self.text(name);
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind != FileType::Directory && stat.st_nlink > 1 {
@@ -191,12 +200,19 @@ impl<'a> Walk<'a> {
                     mkdirat(target, name, Mode::RWXU).map_err(failed(self, "create"))?;
                 }
                 let below = open_directory(source, name).map_err(failed(self, "open"))?;
-                let into = target.map(|target| open_directory(target, name)).transpose();
+                let into = target
+                    .map(|target| open_directory(target, name))
+                    .transpose();
                 let into = into.map_err(failed(self, "open"))?;
                 if stat.st_dev != device && is_kernels(&below) {
                     self.bytes_of(&0_u64.to_le_bytes());
                 } else {
-                    self.content(below.as_fd(), into.as_ref().map(OwnedFd::as_fd), stat.st_dev, depth + 1)?;
+                    self.content(
+                        below.as_fd(),
+                        into.as_ref().map(OwnedFd::as_fd),
+                        stat.st_dev,
+                        depth + 1,
+                    )?;
                 }
                 xattrs
             }
@@ -213,7 +229,8 @@ impl<'a> Walk<'a> {
                 return Err(Error::NotUsable {
                     path: self.path.clone(),
                     wanted: "part of a root file system",
-                    reason: "it is an overlay's whiteout; name the mounted tree, not a layer of it".into(),
+                    reason: "it is an overlay's whiteout; name the mounted tree, not a layer of it"
+                        .into(),
                 });
             }
             FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo => {
@@ -221,7 +238,8 @@ impl<'a> Walk<'a> {
                 self.bytes_of(&(stat.st_mode & 0o170_000).to_le_bytes());
                 self.bytes_of(&stat.st_rdev.to_le_bytes());
                 if let Some(target) = target {
-                    mknodat(target, name, kind, mode, stat.st_rdev).map_err(failed(self, "create"))?;
+                    mknodat(target, name, kind, mode, stat.st_rdev)
+                        .map_err(failed(self, "create"))?;
                 }
                 Vec::new()
             }
@@ -235,17 +253,25 @@ impl<'a> Walk<'a> {
     }
 
     /// Hashes a file's content, and copies it if there is a target.
-    fn file(&mut self, source: BorrowedFd<'_>, target: Option<BorrowedFd<'_>>, name: &[u8]) -> Result<(), Error> {
+    fn file(
+        &mut self,
+        source: BorrowedFd<'_>,
+        target: Option<BorrowedFd<'_>>,
+        name: &[u8],
+    ) -> Result<(), Error> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = openat(source, name, flags, Mode::empty()).map_err(|error| self.error("open", error))?;
+        let file = openat(source, name, flags, Mode::empty())
+            .map_err(|error| self.error("open", error))?;
         let mut file = File::from(file);
         let Some(target) = target else {
             let digest = file_digest(&self.path, &file, self.digests, self.cancelled)?;
             self.bytes_of(digest.as_bytes());
             return Ok(());
         };
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let copy = openat(target, name, flags, Mode::from_raw_mode(0o600)).map_err(|error| self.error("create", error))?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let copy = openat(target, name, flags, Mode::from_raw_mode(0o600))
+            .map_err(|error| self.error("create", error))?;
         let mut copy = File::from(copy);
         let mut hash = Sha256::new();
         loop {
@@ -256,7 +282,8 @@ impl<'a> Walk<'a> {
                 Err(error) => return Err(self.error("read", error)),
             };
             hash.update(&self.buffer[..length]);
-            copy.write_all(&self.buffer[..length]).map_err(|error| self.error("write", error))?;
+            copy.write_all(&self.buffer[..length])
+                .map_err(|error| self.error("write", error))?;
             self.bytes += length as u64;
             if (self.cancelled)() {
                 return Err(Error::Cancelled);
@@ -272,12 +299,17 @@ impl<'a> Walk<'a> {
 
     /// Gives a name in the target to a file that was copied before.
     fn link(&self, first: &Path, target: BorrowedFd<'_>, name: &[u8]) -> Result<(), Error> {
-        let Some(root) = &self.target_root else { return Ok(()) };
-        let mut directory = root.try_clone().map_err(|error| self.error("open", error))?;
+        let Some(root) = &self.target_root else {
+            return Ok(());
+        };
+        let mut directory = root
+            .try_clone()
+            .map_err(|error| self.error("open", error))?;
         let mut names = first.iter().map(OsStrExt::as_bytes).peekable();
         while let Some(component) = names.next() {
             if names.peek().is_some() {
-                directory = open_directory(directory.as_fd(), component).map_err(|error| self.error("open", error))?;
+                directory = open_directory(directory.as_fd(), component)
+                    .map_err(|error| self.error("open", error))?;
             } else {
                 linkat(&directory, component, target, name, AtFlags::empty())
                     .map_err(|error| self.error("link", error))?;
@@ -287,10 +319,23 @@ impl<'a> Walk<'a> {
     }
 
     /// Sets owner, mode, attributes and times of what was made, in the order in which they do not undo each other.
-    fn finish(&self, target: BorrowedFd<'_>, name: &[u8], stat: &Stat, xattrs: &Xattrs) -> Result<(), Error> {
+    fn finish(
+        &self,
+        target: BorrowedFd<'_>,
+        name: &[u8],
+        stat: &Stat,
+        xattrs: &Xattrs,
+    ) -> Result<(), Error> {
         let failed = |error: Errno| self.error("set the attributes of the copy of", error);
         let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-        chownat(target, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        chownat(
+            target,
+            name,
+            Some(owner.0),
+            Some(owner.1),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(failed)?;
         let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
         if name == b"." {
             fchmod(target, mode).map_err(failed)?;
@@ -298,8 +343,13 @@ impl<'a> Walk<'a> {
             chmodat(target, name, mode, AtFlags::empty()).map_err(failed)?;
         }
         for (attribute, value) in xattrs {
-            lsetxattr(in_proc(target, name).as_slice(), attribute.as_slice(), value, XattrFlags::empty())
-                .map_err(failed)?;
+            lsetxattr(
+                in_proc(target, name).as_slice(),
+                attribute.as_slice(),
+                value,
+                XattrFlags::empty(),
+            )
+            .map_err(failed)?;
         }
         let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or_default();
         let times = timestamps((stat.st_mtime, nanoseconds));
@@ -319,7 +369,8 @@ impl<'a> Walk<'a> {
     }
 
     fn hash_xattrs(&mut self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs, Error> {
-        let xattrs = read_xattrs(parent, name).map_err(|error| self.error("read the attributes of", error))?;
+        let xattrs = read_xattrs(parent, name)
+            .map_err(|error| self.error("read the attributes of", error))?;
         self.bytes_of(&(xattrs.len() as u64).to_le_bytes());
         for (attribute, value) in &xattrs {
             self.text(attribute);
@@ -356,7 +407,10 @@ fn read_xattrs(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs, Errno> {
     };
     let mut names: Vec<Vec<u8>> = buffer[..length]
         .split(|&byte| byte == 0)
-        .filter(|name| ATTRIBUTES.iter().any(|known| name.starts_with(known)) && !name.starts_with(b"user.overlay."))
+        .filter(|name| {
+            ATTRIBUTES.iter().any(|known| name.starts_with(known))
+                && !name.starts_with(b"user.overlay.")
+        })
         .map(<[u8]>::to_vec)
         .collect();
     names.sort_unstable();

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From a resolved image to a snapshot in a store.
 
+use crate::Error;
 use crate::debootstrap::debootstrap;
 use crate::lock::ImportLock;
 use crate::resolve::{ChainLayer, Resolved, Source, open_archive};
 use crate::stream::{Blob, unpack_blob};
 use crate::unpack::{Whiteouts, unpack};
-use crate::Error;
 use obuild_stores::{Draft, SnapshotId, Store};
 use std::os::fd::OwnedFd;
 
@@ -66,17 +66,44 @@ pub fn import(
         Source::Layers(layers) => maker.layers(layers, progress)?,
         Source::Tar { path, digest } => maker.make(resolved.id, None, |draft| {
             let file = open_archive(path)?;
-            let total = file.metadata().map_err(|source| Error::io("read", path, source))?.len();
-            let blob = Blob { file: &file, path, digest: *digest, content: None, whiteouts: Whiteouts::Literal };
-            let mut report = |bytes| progress(Progress::Unpack { layer: 1, layers: 1, bytes, total });
+            let total = file
+                .metadata()
+                .map_err(|source| Error::io("read", path, source))?
+                .len();
+            let blob = Blob {
+                file: &file,
+                path,
+                digest: *digest,
+                content: None,
+                whiteouts: Whiteouts::Literal,
+            };
+            let mut report = |bytes| {
+                progress(Progress::Unpack {
+                    layer: 1,
+                    layers: 1,
+                    bytes,
+                    total,
+                })
+            };
             unpack_blob(&blob, open(draft)?, &mut report, cancelled)
         })?,
         Source::Directory { path, digest } => maker.make(resolved.id, None, |draft| {
             crate::directory::copy(path, digest, &open(draft)?, progress, cancelled)
         })?,
-        Source::Debootstrap { suite, architecture, tools } => maker.make(resolved.id, None, |draft| {
+        Source::Debootstrap {
+            suite,
+            architecture,
+            tools,
+        } => maker.make(resolved.id, None, |draft| {
             let mut line = |line: &[u8]| progress(Progress::Line(line));
-            debootstrap(suite, architecture, tools, draft.rootfs(), &mut line, cancelled)
+            debootstrap(
+                suite,
+                architecture,
+                tools,
+                draft.rootfs(),
+                &mut line,
+                cancelled,
+            )
         })?,
     }
     Ok(resolved.id)
@@ -121,12 +148,18 @@ impl Maker<'_> {
     fn scratch(&self, id: SnapshotId) -> Result<(), Error> {
         self.make(id, None, |draft| {
             // An archive without entries gives the root its owner, mode and time.
-            unpack(&b""[..], open(draft)?, Whiteouts::Literal)
-                .map_err(|source| Error::Unpack { path: "scratch".into(), source })
+            unpack(&b""[..], open(draft)?, Whiteouts::Literal).map_err(|source| Error::Unpack {
+                path: "scratch".into(),
+                source,
+            })
         })
     }
 
-    fn layers(&self, layers: &[ChainLayer], progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), Error> {
+    fn layers(
+        &self,
+        layers: &[ChainLayer],
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), Error> {
         let count = layers.len();
         let mut first = 0;
         for (index, layer) in layers.iter().enumerate().rev() {
@@ -136,7 +169,10 @@ impl Maker<'_> {
             }
         }
         for index in 0..first {
-            progress(Progress::Present { layer: index + 1, layers: count });
+            progress(Progress::Present {
+                layer: index + 1,
+                layers: count,
+            });
         }
         for (index, ChainLayer { id, layer }) in layers.iter().enumerate().skip(first) {
             let parent = index.checked_sub(1).map(|below| layers[below].id);
@@ -148,26 +184,42 @@ impl Maker<'_> {
                 let metadata = match fs_err::metadata(&layer.path) {
                     Ok(metadata) if metadata.is_file() => metadata,
                     Ok(_) => return Err(missing()),
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        return Err(missing());
+                    }
                     Err(error) => return Err(Error::io("open", &layer.path, error)),
                 };
                 if metadata.len() != layer.size {
                     return Err(Error::NotUsable {
                         path: layer.path.clone(),
                         wanted: "a whole layer",
-                        reason: format!("it has {} bytes instead of {}", metadata.len(), layer.size),
+                        reason: format!(
+                            "it has {} bytes instead of {}",
+                            metadata.len(),
+                            layer.size
+                        ),
                     });
                 }
-                let file = fs_err::File::open(&layer.path).map_err(|error| Error::io("open", &layer.path, error))?;
+                let file = fs_err::File::open(&layer.path)
+                    .map_err(|error| Error::io("open", &layer.path, error))?;
                 let blob = Blob {
                     file: file.file(),
                     path: &layer.path,
                     digest: layer.digest,
                     content: Some(layer.diff_id),
-                    whiteouts: if parent.is_some() { Whiteouts::Applied } else { Whiteouts::Ignored },
+                    whiteouts: if parent.is_some() {
+                        Whiteouts::Applied
+                    } else {
+                        Whiteouts::Ignored
+                    },
                 };
                 let mut report = |bytes| {
-                    progress(Progress::Unpack { layer: index + 1, layers: count, bytes, total: layer.size });
+                    progress(Progress::Unpack {
+                        layer: index + 1,
+                        layers: count,
+                        bytes,
+                        total: layer.size,
+                    });
                 };
                 unpack_blob(&blob, open(draft)?, &mut report, self.cancelled)
             })?;
@@ -177,7 +229,11 @@ impl Maker<'_> {
 }
 
 fn open(draft: &Draft) -> Result<OwnedFd, Error> {
-    let obuild_stores::Rootfs::Directory(path) = draft.rootfs() else { return Err(Error::Cancelled) };
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map_err(|e| Error::io("open", path, e))?)
+    let obuild_stores::Rootfs::Directory(path) = draft.rootfs() else {
+        return Err(Error::Cancelled);
+    };
+    let flags =
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+        .map_err(|e| Error::io("open", path, e))?)
 }

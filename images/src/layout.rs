@@ -3,9 +3,9 @@
 //!
 //! Documents and layers of Docker's image manifest v2 schema 2 are taken too: many tools write them into layouts.
 
+use crate::Error;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
-use crate::Error;
 use bstr::BString;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType};
 use serde::Deserialize;
@@ -41,10 +41,18 @@ pub(crate) struct Image {
 }
 
 /// Finds an image in the layout at `path`.
-pub(crate) fn read_image(path: &Path, tag: Option<&str>, architecture: &str) -> Result<Image, Error> {
+pub(crate) fn read_image(
+    path: &Path,
+    tag: Option<&str>,
+    architecture: &str,
+) -> Result<Image, Error> {
     let layout = Layout { path, architecture };
     layout.check()?;
-    let index: ImageIndex = layout.parse("image index", &path.join("index.json"), &layout.read(&path.join("index.json"))?)?;
+    let index: ImageIndex = layout.parse(
+        "image index",
+        &path.join("index.json"),
+        &layout.read(&path.join("index.json"))?,
+    )?;
     let descriptor = layout.choose(&index, tag)?;
     let manifest = layout.manifest(descriptor, 0)?;
     layout.image(&manifest)
@@ -71,7 +79,9 @@ impl Layout<'_> {
         match fs_err::metadata(self.path) {
             Ok(metadata) if metadata.is_dir() => {}
             Ok(_) => return Err(not_usable("it is no directory")),
-            Err(error) if is_missing(&error) => return Err(not_usable("there is no such directory")),
+            Err(error) if is_missing(&error) => {
+                return Err(not_usable("there is no such directory"));
+            }
             Err(error) => return Err(Error::io("open", self.path, error)),
         }
         let file = self.path.join("oci-layout");
@@ -80,33 +90,53 @@ impl Layout<'_> {
         }
         let marker: Marker = self.parse("OCI layout marker", &file, &self.read(&file)?)?;
         if !marker.image_layout_version.starts_with("1.") {
-            return Err(not_usable(&format!("its version is {}, not 1", marker.image_layout_version)));
+            return Err(not_usable(&format!(
+                "its version is {}, not 1",
+                marker.image_layout_version
+            )));
         }
         Ok(())
     }
 
     /// Reads a small file.
     fn read(&self, path: &Path) -> Result<Vec<u8>, Error> {
-        let missing = |what: &str| Error::MissingBlob { path: path.to_owned(), what: what.to_owned() };
+        let missing = |what: &str| Error::MissingBlob {
+            path: path.to_owned(),
+            what: what.to_owned(),
+        };
         let file = match fs_err::File::open(path) {
             Ok(file) => file,
             Err(error) if is_missing(&error) => return Err(missing("a document of the image")),
             Err(error) => return Err(Error::io("open", path, error)),
         };
         let mut bytes = Vec::new();
-        file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(|error| Error::io("read", path, error))?;
+        file.take(MAX_DOCUMENT + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| Error::io("read", path, error))?;
         if bytes.len() as u64 > MAX_DOCUMENT {
             return Err(self.bad(format!("{} is larger than 4 MiB", path.display())));
         }
         Ok(bytes)
     }
 
-    fn parse<T: DeserializeOwned>(&self, what: &'static str, path: &Path, bytes: &[u8]) -> Result<T, Error> {
-        serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), what, source })
+    fn parse<T: DeserializeOwned>(
+        &self,
+        what: &'static str,
+        path: &Path,
+        bytes: &[u8],
+    ) -> Result<T, Error> {
+        serde_json::from_slice(bytes).map_err(|source| Error::Json {
+            path: path.to_owned(),
+            what,
+            source,
+        })
     }
 
     fn bad(&self, reason: impl Into<String>) -> Error {
-        Error::BadImage { layout: self.path.to_owned(), reason: reason.into() }
+        Error::BadImage {
+            layout: self.path.to_owned(),
+            reason: reason.into(),
+        }
     }
 
     fn blob_path(&self, digest: Digest) -> PathBuf {
@@ -124,30 +154,58 @@ impl Layout<'_> {
         let bytes = self.read(&path)?;
         let found = Digest::of(&bytes);
         if found != expected {
-            return Err(Error::Digest { path, what: "its digest", expected, found });
+            return Err(Error::Digest {
+                path,
+                what: "its digest",
+                expected,
+                found,
+            });
         }
         Ok((path, bytes))
     }
 
     /// Picks the image with the tag, or the only one.
-    fn choose<'i>(&self, index: &'i ImageIndex, tag: Option<&str>) -> Result<&'i Descriptor, Error> {
-        let tag_of = |descriptor: &'i Descriptor| descriptor.annotations().as_ref()?.get(TAG).map(String::as_str);
-        let candidates: Vec<&Descriptor> =
-            index.manifests().iter().filter(|descriptor| tag.is_none() || tag_of(descriptor) == tag).collect();
+    fn choose<'i>(
+        &self,
+        index: &'i ImageIndex,
+        tag: Option<&str>,
+    ) -> Result<&'i Descriptor, Error> {
+        let tag_of = |descriptor: &'i Descriptor| {
+            descriptor
+                .annotations()
+                .as_ref()?
+                .get(TAG)
+                .map(String::as_str)
+        };
+        let candidates: Vec<&Descriptor> = index
+            .manifests()
+            .iter()
+            .filter(|descriptor| tag.is_none() || tag_of(descriptor) == tag)
+            .collect();
         let tags = || {
-            let mut tags: Vec<String> = index.manifests().iter().filter_map(tag_of).map(str::to_owned).collect();
+            let mut tags: Vec<String> = index
+                .manifests()
+                .iter()
+                .filter_map(tag_of)
+                .map(str::to_owned)
+                .collect();
             tags.sort();
             tags.dedup();
             tags
         };
         match (candidates.as_slice(), tag) {
             ([], None) => Err(self.bad("it holds no images")),
-            ([], Some(tag)) => {
-                Err(Error::NoSuchTag { layout: self.path.to_owned(), tag: tag.to_owned(), tags: tags() })
-            }
+            ([], Some(tag)) => Err(Error::NoSuchTag {
+                layout: self.path.to_owned(),
+                tag: tag.to_owned(),
+                tags: tags(),
+            }),
             ([one], _) => Ok(one),
             (several, _) => {
-                let fitting: Vec<_> = several.iter().filter(|candidate| self.fits(candidate)).collect();
+                let fitting: Vec<_> = several
+                    .iter()
+                    .filter(|candidate| self.fits(candidate))
+                    .collect();
                 match fitting.as_slice() {
                     [one] => Ok(one),
                     [] => Err(self.no_platform(several.iter().copied())),
@@ -164,7 +222,8 @@ impl Layout<'_> {
     /// Returns whether a descriptor is for this machine; one that does not say may be.
     fn fits(&self, descriptor: &Descriptor) -> bool {
         descriptor.platform().as_ref().is_none_or(|platform| {
-            platform.os().to_string() == "linux" && platform.architecture().to_string() == self.architecture
+            platform.os().to_string() == "linux"
+                && platform.architecture().to_string() == self.architecture
         })
     }
 
@@ -178,7 +237,11 @@ impl Layout<'_> {
         platforms.sort();
         platforms.dedup();
         let wanted = format!("linux/{}", self.architecture);
-        Error::NoSuchPlatform { layout: self.path.to_owned(), wanted, platforms }
+        Error::NoSuchPlatform {
+            layout: self.path.to_owned(),
+            wanted,
+            platforms,
+        }
     }
 
     /// Follows indexes down to the manifest for this machine.
@@ -191,12 +254,18 @@ impl Layout<'_> {
             Some(Document::Index) if nesting < MAX_NESTING => {
                 let (path, bytes) = self.document(descriptor)?;
                 let index: ImageIndex = self.parse("image index", &path, &bytes)?;
-                let chosen = index.manifests().iter().find(|descriptor| self.fits(descriptor));
+                let chosen = index
+                    .manifests()
+                    .iter()
+                    .find(|descriptor| self.fits(descriptor));
                 let chosen = chosen.ok_or_else(|| self.no_platform(index.manifests().iter()))?;
                 self.manifest(chosen, nesting + 1)
             }
             Some(Document::Index) => Err(self.bad("its indexes are nested too deeply")),
-            None => Err(self.bad(format!("it is a {}, not a container image", descriptor.media_type()))),
+            None => Err(self.bad(format!(
+                "it is a {}, not a container image",
+                descriptor.media_type()
+            ))),
         }
     }
 
@@ -204,9 +273,12 @@ impl Layout<'_> {
         let kind = manifest.config().media_type().to_string();
         if !matches!(
             kind.as_str(),
-            "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
+            "application/vnd.oci.image.config.v1+json"
+                | "application/vnd.docker.container.image.v1+json"
         ) {
-            return Err(self.bad(format!("its configuration is a {kind}: it is an artifact, not a container image")));
+            return Err(self.bad(format!(
+                "its configuration is a {kind}: it is an artifact, not a container image"
+            )));
         }
         let (path, bytes) = self.document(manifest.config())?;
         let configuration: ImageConfiguration = self.parse("image configuration", &path, &bytes)?;
@@ -219,7 +291,11 @@ impl Layout<'_> {
                 diff_ids.len()
             )));
         }
-        let layers = manifest.layers().iter().zip(diff_ids).map(|(descriptor, diff_id)| self.layer(descriptor, diff_id));
+        let layers = manifest
+            .layers()
+            .iter()
+            .zip(diff_ids)
+            .map(|(descriptor, diff_id)| self.layer(descriptor, diff_id));
         let layers = layers.collect::<Result<_, _>>()?;
         let config = image_config(&path, &configuration, extension)?;
         Ok(Image { layers, config })
@@ -256,12 +332,10 @@ enum Document {
 
 fn kind_of(media_type: &MediaType) -> Option<Document> {
     match media_type.to_string().as_str() {
-        "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json" => {
-            Some(Document::Index)
-        }
-        "application/vnd.oci.image.manifest.v1+json" | "application/vnd.docker.distribution.manifest.v2+json" => {
-            Some(Document::Manifest)
-        }
+        "application/vnd.oci.image.index.v1+json"
+        | "application/vnd.docker.distribution.manifest.list.v2+json" => Some(Document::Index),
+        "application/vnd.oci.image.manifest.v1+json"
+        | "application/vnd.docker.distribution.manifest.v2+json" => Some(Document::Manifest),
         _ => None,
     }
 }
@@ -282,8 +356,17 @@ struct ExtensionConfig {
     on_build: Option<Vec<String>>,
 }
 
-fn image_config(path: &Path, configuration: &ImageConfiguration, extension: Extension) -> Result<ImageConfig, Error> {
-    let texts = |texts: &Vec<String>| texts.iter().map(|text| BString::from(text.as_str())).collect();
+fn image_config(
+    path: &Path,
+    configuration: &ImageConfiguration,
+    extension: Extension,
+) -> Result<ImageConfig, Error> {
+    let texts = |texts: &Vec<String>| {
+        texts
+            .iter()
+            .map(|text| BString::from(text.as_str()))
+            .collect()
+    };
     let extension = extension.config.unwrap_or_default();
     let mut result = ImageConfig {
         architecture: configuration.architecture().to_string(),
@@ -293,12 +376,17 @@ fn image_config(path: &Path, configuration: &ImageConfiguration, extension: Exte
         on_build: extension.on_build.unwrap_or_default(),
         ..ImageConfig::default()
     };
-    let Some(config) = configuration.config() else { return Ok(result) };
+    let Some(config) = configuration.config() else {
+        return Ok(result);
+    };
     for entry in config.env().iter().flatten() {
         match entry.split_once('=') {
             Some((name, value)) if !name.is_empty() => result.env.push((name.into(), value.into())),
             _ => {
-                return Err(Error::BadEnvironment { path: path.to_owned(), entry: entry.as_str().into() });
+                return Err(Error::BadEnvironment {
+                    path: path.to_owned(),
+                    entry: entry.as_str().into(),
+                });
             }
         }
     }
@@ -306,7 +394,12 @@ fn image_config(path: &Path, configuration: &ImageConfiguration, extension: Exte
     result.workdir = config.working_dir().clone().unwrap_or_default().into();
     result.entrypoint = config.entrypoint().as_ref().map(texts);
     result.cmd = config.cmd().as_ref().map(texts);
-    result.labels = config.labels().iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect();
+    result.labels = config
+        .labels()
+        .iter()
+        .flatten()
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
     result.exposed_ports = config.exposed_ports().clone().unwrap_or_default();
     result.volumes = config.volumes().clone().unwrap_or_default();
     result.stop_signal.clone_from(config.stop_signal());
@@ -314,5 +407,8 @@ fn image_config(path: &Path, configuration: &ImageConfiguration, extension: Exte
 }
 
 fn is_missing(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+    )
 }

@@ -24,9 +24,14 @@ pub(crate) struct ImportLock {
 
 impl ImportLock {
     /// Waits until nobody else imports this snapshot.
-    pub(crate) fn acquire(state: &Path, id: SnapshotId, cancelled: &dyn Fn() -> bool) -> Result<Self, Error> {
+    pub(crate) fn acquire(
+        state: &Path,
+        id: SnapshotId,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Self, Error> {
         let directory = state.join("imports");
-        fs_err::create_dir_all(&directory).map_err(|source| Error::io("create", &directory, source))?;
+        fs_err::create_dir_all(&directory)
+            .map_err(|source| Error::io("create", &directory, source))?;
         let path = directory.join(format!("{id}.lock"));
         loop {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -36,7 +41,9 @@ impl ImportLock {
                 Ok(()) => {
                     let own = fstat(&file).map_err(|source| Error::io("read", &path, source))?;
                     // The last holder may have removed the file between the open and the lock.
-                    if stat(&path).is_ok_and(|there| (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)) {
+                    if stat(&path)
+                        .is_ok_and(|there| (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino))
+                    {
                         return Ok(Self { path, _file: file });
                     }
                 }

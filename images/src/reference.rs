@@ -29,14 +29,23 @@ pub enum Reference {
 }
 
 /// Transports of containers-transports(5) that are no registries and that we do not read.
-const FOREIGN: [&str; 6] =
-    ["docker-archive:", "oci-archive:", "docker-daemon:", "containers-storage:", "ostree:", "sif:"];
+const FOREIGN: [&str; 6] = [
+    "docker-archive:",
+    "oci-archive:",
+    "docker-daemon:",
+    "containers-storage:",
+    "ostree:",
+    "sif:",
+];
 
 impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let bad = |reason: &str| Error::BadReference { text: text.to_owned(), reason: reason.to_owned() };
+        let bad = |reason: &str| Error::BadReference {
+            text: text.to_owned(),
+            reason: reason.to_owned(),
+        };
         let path = |path: &str| {
             if path.is_empty() {
                 Err(bad("the path is missing"))
@@ -54,21 +63,33 @@ impl FromStr for Reference {
                 Some((directory, tag)) => (directory, Some(tag.to_owned())),
                 None => (rest, None),
             };
-            Ok(Self::Oci { path: path(directory)?, tag })
+            Ok(Self::Oci {
+                path: path(directory)?,
+                tag,
+            })
         } else if let Some(rest) = text.strip_prefix("tar:") {
             path(rest).map(Self::Tar)
         } else if let Some(rest) = text.strip_prefix("dir:") {
             path(rest).map(Self::Directory)
         } else if let Some(suite) = text.strip_prefix("debootstrap:") {
-            let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".+-_".contains(&byte);
+            let allowed = |byte: u8| {
+                byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".+-_".contains(&byte)
+            };
             // The name becomes an argument and a file name under debootstrap's scripts.
-            if suite.bytes().all(allowed) && suite.starts_with(|first: char| first.is_ascii_alphanumeric()) {
+            if suite.bytes().all(allowed)
+                && suite.starts_with(|first: char| first.is_ascii_alphanumeric())
+            {
                 Ok(Self::Debootstrap(suite.to_owned()))
             } else {
                 Err(bad("a suite is named in lower case, like bookworm"))
             }
-        } else if let Some(transport) = FOREIGN.iter().find(|transport| text.starts_with(**transport)) {
-            Err(bad(&format!("{transport} is not read; convert it with `skopeo copy {text} oci:PATH:TAG`")))
+        } else if let Some(transport) = FOREIGN
+            .iter()
+            .find(|transport| text.starts_with(**transport))
+        {
+            Err(bad(&format!(
+                "{transport} is not read; convert it with `skopeo copy {text} oci:PATH:TAG`"
+            )))
         } else if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
             Err(bad("a name has no blanks and is not empty"))
         } else {
@@ -81,7 +102,10 @@ impl fmt::Display for Reference {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Oci { path, tag: None } => write!(formatter, "oci:{}", path.display()),
-            Self::Oci { path, tag: Some(tag) } => write!(formatter, "oci:{}:{tag}", path.display()),
+            Self::Oci {
+                path,
+                tag: Some(tag),
+            } => write!(formatter, "oci:{}:{tag}", path.display()),
             Self::Tar(path) => write!(formatter, "tar:{}", path.display()),
             Self::Directory(path) => write!(formatter, "dir:{}", path.display()),
             Self::Debootstrap(suite) => write!(formatter, "debootstrap:{suite}"),
@@ -98,15 +122,39 @@ mod tests {
     #[test]
     fn every_form_is_read_and_written_back() {
         for (text, reference) in [
-            ("oci:a/b", Reference::Oci { path: "a/b".into(), tag: None }),
-            ("oci:/a:v1", Reference::Oci { path: "/a".into(), tag: Some("v1".into()) }),
-            ("oci:/a:x.org/n:v1", Reference::Oci { path: "/a".into(), tag: Some("x.org/n:v1".into()) }),
+            (
+                "oci:a/b",
+                Reference::Oci {
+                    path: "a/b".into(),
+                    tag: None,
+                },
+            ),
+            (
+                "oci:/a:v1",
+                Reference::Oci {
+                    path: "/a".into(),
+                    tag: Some("v1".into()),
+                },
+            ),
+            (
+                "oci:/a:x.org/n:v1",
+                Reference::Oci {
+                    path: "/a".into(),
+                    tag: Some("x.org/n:v1".into()),
+                },
+            ),
             ("tar:a:b.tar", Reference::Tar("a:b.tar".into())),
             ("dir:.", Reference::Directory(".".into())),
-            ("debootstrap:bookworm", Reference::Debootstrap("bookworm".into())),
+            (
+                "debootstrap:bookworm",
+                Reference::Debootstrap("bookworm".into()),
+            ),
             ("scratch", Reference::Scratch),
             ("debian:12", Reference::Registry("debian:12".into())),
-            ("docker://debian", Reference::Registry("docker://debian".into())),
+            (
+                "docker://debian",
+                Reference::Registry("docker://debian".into()),
+            ),
         ] {
             assert_eq!(text.parse::<Reference>().expect(text), reference);
             assert_eq!(reference.to_string(), text);
@@ -115,12 +163,27 @@ mod tests {
 
     #[test]
     fn what_names_nothing_is_refused() {
-        for text in
-            ["", "oci:", "oci::x", "oci:a:", "tar:", "dir:", "debootstrap:", "debootstrap:-x", "debootstrap:../x", "a b"]
-        {
+        for text in [
+            "",
+            "oci:",
+            "oci::x",
+            "oci:a:",
+            "tar:",
+            "dir:",
+            "debootstrap:",
+            "debootstrap:-x",
+            "debootstrap:../x",
+            "a b",
+        ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }
-        let error = "docker-archive:x.tar".parse::<Reference>().expect_err("refused").to_string();
-        assert!(error.contains("skopeo copy docker-archive:x.tar"), "{error}");
+        let error = "docker-archive:x.tar"
+            .parse::<Reference>()
+            .expect_err("refused")
+            .to_string();
+        assert!(
+            error.contains("skopeo copy docker-archive:x.tar"),
+            "{error}"
+        );
     }
 }

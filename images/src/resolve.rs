@@ -62,9 +62,19 @@ pub struct Resolved {
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     Layers(Vec<ChainLayer>),
-    Tar { path: PathBuf, digest: Digest },
-    Directory { path: PathBuf, digest: [u8; 32] },
-    Debootstrap { suite: String, architecture: String, tools: Tools },
+    Tar {
+        path: PathBuf,
+        digest: Digest,
+    },
+    Directory {
+        path: PathBuf,
+        digest: [u8; 32],
+    },
+    Debootstrap {
+        suite: String,
+        architecture: String,
+        tools: Tools,
+    },
     Scratch,
 }
 
@@ -99,7 +109,10 @@ pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Re
             Ok(Resolved {
                 id: layers.last().map_or_else(scratch, |layer| layer.id),
                 config: image.config,
-                reference: Reference::Oci { path, tag: tag.clone() },
+                reference: Reference::Oci {
+                    path,
+                    tag: tag.clone(),
+                },
                 source: Source::Layers(layers),
             })
         }
@@ -127,15 +140,25 @@ pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Re
         Reference::Debootstrap(suite) => {
             let architecture = host_architecture().to_owned();
             let parts: [&[u8]; 3] = [suite.as_bytes(), architecture.as_bytes(), b"minbase"];
-            let config = ImageConfig { architecture: architecture.clone(), os: "linux".into(), ..ImageConfig::default() };
+            let config = ImageConfig {
+                architecture: architecture.clone(),
+                os: "linux".into(),
+                ..ImageConfig::default()
+            };
             Ok(Resolved {
                 id: identity(b"debootstrap", &parts),
                 config,
                 reference: reference.clone(),
-                source: Source::Debootstrap { suite: suite.clone(), architecture, tools: options.tools.clone() },
+                source: Source::Debootstrap {
+                    suite: suite.clone(),
+                    architecture,
+                    tools: options.tools.clone(),
+                },
             })
         }
-        Reference::Registry(name) => Err(Error::Registry { reference: name.clone() }),
+        Reference::Registry(name) => Err(Error::Registry {
+            reference: name.clone(),
+        }),
     }
 }
 
@@ -147,9 +170,13 @@ pub(crate) fn open_archive(path: &Path) -> Result<File, Error> {
         reason: reason.to_owned(),
     };
     match fs_err::metadata(path) {
-        Ok(metadata) if metadata.is_file() && metadata.len() == 0 => return Err(not_usable("it is empty")),
+        Ok(metadata) if metadata.is_file() && metadata.len() == 0 => {
+            return Err(not_usable("it is empty"));
+        }
         Ok(metadata) if metadata.is_file() => {}
-        Ok(metadata) if metadata.is_dir() => return Err(not_usable("it is a directory (use dir:PATH)")),
+        Ok(metadata) if metadata.is_dir() => {
+            return Err(not_usable("it is a directory (use dir:PATH)"));
+        }
         Ok(_) => return Err(not_usable("it is no file")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(not_usable("there is no such file"));
@@ -169,7 +196,10 @@ fn chain(layers: Vec<Layer>) -> Vec<ChainLayer> {
             Some(below) => Digest::of(format!("{below} {}", layer.diff_id).as_bytes()),
         };
         below = Some(chain);
-        ChainLayer { id: identity(b"layers", &[chain.as_bytes()]), layer }
+        ChainLayer {
+            id: identity(b"layers", &[chain.as_bytes()]),
+            layer,
+        }
     };
     layers.into_iter().map(name).collect()
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The digests of large files, remembered by what changes when the file does.
 
-use crate::digest::{Digest, digest_of};
 use crate::Error;
+use crate::digest::{Digest, digest_of};
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -39,7 +39,9 @@ impl FileStamp {
     ///
     /// A file written twice within one tick of its file system's clock (two seconds at worst, FAT's) may have the same stamp after both.
     fn is_settled(&self) -> bool {
-        let Ok(now) = SystemTime::now().duration_since(UNIX_EPOCH) else { return false };
+        let Ok(now) = SystemTime::now().duration_since(UNIX_EPOCH) else {
+            return false;
+        };
         let limit = now.saturating_sub(Duration::from_secs(2)).as_secs();
         let newest = self.mtime.0.max(self.ctime.0);
         i64::try_from(limit).is_ok_and(|limit| newest < limit)
@@ -75,7 +77,9 @@ pub(crate) fn file_digest(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Digest, Error> {
     let stamp = || {
-        let metadata = file.metadata().map_err(|source| Error::io("read", path, source))?;
+        let metadata = file
+            .metadata()
+            .map_err(|source| Error::io("read", path, source))?;
         Ok::<_, Error>(FileStamp::of(&metadata))
     };
     let before = stamp()?;

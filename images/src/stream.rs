@@ -46,16 +46,26 @@ pub(crate) fn unpack_blob(
 ) -> Result<(), Error> {
     let method = Method::of(blob.file).map_err(|source| Error::io("read", blob.path, source))?;
     if method == Method::Bzip2 {
-        return Err(Error::Compression { path: blob.path.to_owned(), method: "bzip2" });
+        return Err(Error::Compression {
+            path: blob.path.to_owned(),
+            method: "bzip2",
+        });
     }
     let read = AtomicU64::new(0);
     let (result, digest, content) = std::thread::scope(|scope| {
         let (full_sender, full) = sync_channel(AHEAD);
         let (empty, empty_receiver) = channel();
-        let input = Input { file: blob.file, offset: 0, hash: Sha256::new(), read: &read };
+        let input = Input {
+            file: blob.file,
+            offset: 0,
+            hash: Sha256::new(),
+            read: &read,
+        };
         let reader = std::thread::Builder::new()
             .name("decompress".into())
-            .spawn_scoped(scope, move || pump(input, method, &full_sender, &empty_receiver))
+            .spawn_scoped(scope, move || {
+                pump(input, method, &full_sender, &empty_receiver)
+            })
             .map_err(|source| Error::io("start a thread to read", blob.path, source));
         let reader = match reader {
             Ok(reader) => reader,
@@ -67,12 +77,25 @@ pub(crate) fn unpack_blob(
             progress(read.load(Ordering::Relaxed));
             cancelled()
         };
-        let mut chunks = Chunks { full, empty, chunk: Vec::new(), used: 0, hash, tick: &mut tick };
+        let mut chunks = Chunks {
+            full,
+            empty,
+            chunk: Vec::new(),
+            used: 0,
+            hash,
+            tick: &mut tick,
+        };
         let result = unpack(&mut chunks, root, blob.whiteouts);
-        let content = chunks.hash.take().map(|hash| Digest(hash.finalize().into()));
+        let content = chunks
+            .hash
+            .take()
+            .map(|hash| Digest(hash.finalize().into()));
         drop(chunks);
         let digest = reader.join().ok().flatten();
-        let result = result.map_err(|source| Error::Unpack { path: blob.path.to_owned(), source });
+        let result = result.map_err(|source| Error::Unpack {
+            path: blob.path.to_owned(),
+            source,
+        });
         (result, digest, content)
     });
     if cancelled() {
@@ -80,23 +103,44 @@ pub(crate) fn unpack_blob(
     }
     match result {
         Ok(()) => {}
-        Err(error @ Error::Unpack { source: crate::UnpackError::Write { .. }, .. }) => return Err(error),
+        Err(
+            error @ Error::Unpack {
+                source: crate::UnpackError::Write { .. },
+                ..
+            },
+        ) => return Err(error),
         // An archive that does not parse is often just damaged, and then that is the thing to say.
         Err(error) => {
-            let file = At { file: blob.file, offset: 0 };
-            let found = digest_of(file, cancelled).map_err(|source| Error::io("read", blob.path, source))?;
-            check(blob.path, "its digest", blob.digest, found.ok_or(Error::Cancelled)?)?;
+            let file = At {
+                file: blob.file,
+                offset: 0,
+            };
+            let found = digest_of(file, cancelled)
+                .map_err(|source| Error::io("read", blob.path, source))?;
+            check(
+                blob.path,
+                "its digest",
+                blob.digest,
+                found.ok_or(Error::Cancelled)?,
+            )?;
             return Err(error);
         }
     }
     let digest = digest.ok_or_else(|| {
-        Error::io("read", blob.path, io::Error::other("the reading thread ended early"))
+        Error::io(
+            "read",
+            blob.path,
+            io::Error::other("the reading thread ended early"),
+        )
     })?;
     check(blob.path, "its digest", blob.digest, digest)?;
     match blob.content {
-        Some(expected) => {
-            check(blob.path, "the digest of its uncompressed content", expected, content.unwrap_or(digest))
-        }
+        Some(expected) => check(
+            blob.path,
+            "the digest of its uncompressed content",
+            expected,
+            content.unwrap_or(digest),
+        ),
         None => Ok(()),
     }
 }
@@ -105,7 +149,12 @@ fn check(path: &Path, what: &'static str, expected: Digest, found: Digest) -> Re
     if expected == found {
         return Ok(());
     }
-    Err(Error::Digest { path: path.to_owned(), what, expected, found })
+    Err(Error::Digest {
+        path: path.to_owned(),
+        what,
+        expected,
+        found,
+    })
 }
 
 /// How a file is compressed, by its first bytes. Media types are not trusted for it: tools mislabel layers.
@@ -150,7 +199,11 @@ impl Method {
                 decoder.window_log_max(WINDOW_LOG)?;
                 Box::new(decoder)
             }
-            Self::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(input, true, 1 << (WINDOW_LOG - 10))),
+            Self::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(
+                input,
+                true,
+                1 << (WINDOW_LOG - 10),
+            )),
             Self::Plain | Self::Bzip2 => Box::new(input),
         })
     }
@@ -191,7 +244,12 @@ impl Read for Input<'_> {
 type Chunk = io::Result<Vec<u8>>;
 
 /// Reads everything and sends it on; returns the digest of the file unless nobody wanted its end.
-fn pump(input: Input<'_>, method: Method, full: &SyncSender<Chunk>, empty: &Receiver<Vec<u8>>) -> Option<Digest> {
+fn pump(
+    input: Input<'_>,
+    method: Method,
+    full: &SyncSender<Chunk>,
+    empty: &Receiver<Vec<u8>>,
+) -> Option<Digest> {
     let mut input = BufReader::with_capacity(CHUNK, input);
     let sent = (|| -> io::Result<bool> {
         let mut decoder = method.decoder(&mut input)?;

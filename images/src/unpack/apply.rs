@@ -7,8 +7,9 @@ use super::Error;
 use super::archive::{Archive, Entry, Extent, Kind};
 use super::tree::{MAX_DEPTH, Tree, children, open_directory, remove, times_of, timestamps};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, fstat,
-    ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
+    fsetxattr, fstat, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat,
+    statat, symlinkat, utimensat,
 };
 use rustix::io::{Errno, pwrite, write};
 use std::collections::HashSet;
@@ -38,7 +39,11 @@ pub(crate) enum Whiteouts {
 /// Unpacks the archive over `root`, then reads `input` to its end.
 ///
 /// An empty draft's root gets mode 0755, root's, and the epoch's time unless the archive has an entry for it.
-pub(crate) fn unpack(input: impl BufRead, root: OwnedFd, whiteouts: Whiteouts) -> Result<(), Error> {
+pub(crate) fn unpack(
+    input: impl BufRead,
+    root: OwnedFd,
+    whiteouts: Whiteouts,
+) -> Result<(), Error> {
     let at_root = |action| move |source: Errno| write_error(action, b"/", source);
     let mut tree = Tree::new(root).map_err(at_root("open"))?;
     if whiteouts != Whiteouts::Applied {
@@ -46,11 +51,19 @@ pub(crate) fn unpack(input: impl BufRead, root: OwnedFd, whiteouts: Whiteouts) -
         fchmod(tree.root(), Mode::from_raw_mode(0o755)).map_err(at_root("set the mode of"))?;
         tree.set_root_times(timestamps((0, 0)));
     }
-    let mut unpacker = Unpacker { archive: Archive::new(input), tree, whiteouts, made: Made::default() };
+    let mut unpacker = Unpacker {
+        archive: Archive::new(input),
+        tree,
+        whiteouts,
+        made: Made::default(),
+    };
     while let Some(entry) = unpacker.archive.next()? {
         unpacker.apply(&entry)?;
     }
-    unpacker.tree.finish().map_err(at_root("set the times of"))?;
+    unpacker
+        .tree
+        .finish()
+        .map_err(at_root("set the times of"))?;
     unpacker.archive.drain()
 }
 
@@ -99,7 +112,9 @@ impl<R: BufRead> Unpacker<R> {
                 return self.whiteout(entry, parents, hidden);
             }
         }
-        self.tree.enter(parents).map_err(|error| write_error("enter the directory of", &entry.name, error))?;
+        self.tree
+            .enter(parents)
+            .map_err(|error| write_error("enter the directory of", &entry.name, error))?;
         if self.whiteouts == Whiteouts::Applied {
             for depth in 0..path.len() {
                 self.made.insert(&path[..=depth]);
@@ -113,17 +128,28 @@ impl<R: BufRead> Unpacker<R> {
                 if target.is_empty() || target.len() > MAX_PATH || target.contains(&0) {
                     return Err(refused(entry, "the link's target is empty or too long"));
                 }
-                self.node(entry, name, "link", |parent| symlinkat(target.as_slice(), parent, name))
+                self.node(entry, name, "link", |parent| {
+                    symlinkat(target.as_slice(), parent, name)
+                })
             }
             Kind::HardLink(target) => self.hard_link(entry, parents, name, target),
             Kind::Character(0, 0) => {
                 // Documentation/filesystems/overlayfs.rst: a 0:0 character device in a layer is a whiteout.
-                Err(refused(entry, "a character device 0:0 would hide files in an overlay"))
+                Err(refused(
+                    entry,
+                    "a character device 0:0 would hide files in an overlay",
+                ))
             }
             Kind::Character(major, minor) => {
                 let device = makedev(*major, *minor);
                 self.node(entry, name, "make the device", |parent| {
-                    mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), device)
+                    mknodat(
+                        parent,
+                        name,
+                        FileType::CharacterDevice,
+                        Mode::empty(),
+                        device,
+                    )
                 })
             }
             Kind::Block(major, minor) => {
@@ -141,13 +167,18 @@ impl<R: BufRead> Unpacker<R> {
     /// The entry `./` describes the root itself.
     fn apply_root(&mut self, entry: &Entry) -> Result<(), Error> {
         if entry.kind != Kind::Directory {
-            return Err(refused(entry, "the root of the tree can only be a directory"));
+            return Err(refused(
+                entry,
+                "the root of the tree can only be a directory",
+            ));
         }
         let failed = |action| move |source: Errno| write_error(action, b"/", source);
         let root = self.tree.root();
         set_owner(root, b".", entry.uid, entry.gid).map_err(failed("set the owner of"))?;
         fchmod(root, Mode::from_raw_mode(entry.mode)).map_err(failed("set the mode of"))?;
-        set_xattrs(entry, |name, value| fsetxattr(root, name, value, XattrFlags::empty()))?;
+        set_xattrs(entry, |name, value| {
+            fsetxattr(root, name, value, XattrFlags::empty())
+        })?;
         self.tree.set_root_times(timestamps(entry.mtime));
         Ok(())
     }
@@ -186,7 +217,8 @@ impl<R: BufRead> Unpacker<R> {
 
     fn file(&mut self, entry: &Entry, name: &[u8]) -> Result<(), Error> {
         let failed = |action| move |source: Errno| write_error(action, &entry.name, source);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = replacing(self.tree.here(), name, |parent| {
             openat(parent, name, flags, Mode::from_raw_mode(0o600))
         })
@@ -201,10 +233,16 @@ impl<R: BufRead> Unpacker<R> {
             _ => self.body(&file, entry)?,
         }
         // In this order: a change of the owner takes set-id bits and capabilities away (chown(2), capabilities(7)).
-        fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
-            .map_err(failed("set the owner of"))?;
+        fchown(
+            &file,
+            Some(Uid::from_raw(entry.uid)),
+            Some(Gid::from_raw(entry.gid)),
+        )
+        .map_err(failed("set the owner of"))?;
         fchmod(&file, Mode::from_raw_mode(entry.mode)).map_err(failed("set the mode of"))?;
-        set_xattrs(entry, |name, value| fsetxattr(&file, name, value, XattrFlags::empty()))?;
+        set_xattrs(entry, |name, value| {
+            fsetxattr(&file, name, value, XattrFlags::empty())
+        })?;
         futimens(&file, &timestamps(entry.mtime)).map_err(failed("set the times of"))
     }
 
@@ -214,7 +252,8 @@ impl<R: BufRead> Unpacker<R> {
             if bytes.is_empty() {
                 return Ok(());
             }
-            let written = retry(|| write(file, bytes)).map_err(|source| write_error("write", &entry.name, source))?;
+            let written = retry(|| write(file, bytes))
+                .map_err(|source| write_error("write", &entry.name, source))?;
             self.archive.consume(written);
         }
     }
@@ -238,8 +277,10 @@ impl<R: BufRead> Unpacker<R> {
             // A directory that is there stays, with its content.
             Err(Errno::EXIST) if open_directory(parent, name).is_ok() => {}
             Err(Errno::EXIST) => {
-                replacing(parent, name, |parent| mkdirat(parent, name, Mode::from_raw_mode(0o700)))
-                    .map_err(failed("create"))?;
+                replacing(parent, name, |parent| {
+                    mkdirat(parent, name, Mode::from_raw_mode(0o700))
+                })
+                .map_err(failed("create"))?;
             }
             other => other.map_err(failed("create"))?,
         }
@@ -254,7 +295,8 @@ impl<R: BufRead> Unpacker<R> {
         action: &'static str,
         make: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>,
     ) -> Result<(), Error> {
-        replacing(self.tree.here(), name, make).map_err(|source| write_error(action, &entry.name, source))?;
+        replacing(self.tree.here(), name, make)
+            .map_err(|source| write_error(action, &entry.name, source))?;
         self.attributes(entry, name)
     }
 
@@ -264,30 +306,57 @@ impl<R: BufRead> Unpacker<R> {
         let parent = self.tree.here();
         set_owner(parent, name, entry.uid, entry.gid).map_err(failed("set the owner of"))?;
         if !matches!(entry.kind, Kind::Symlink(_)) {
-            chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
-                .map_err(failed("set the mode of"))?;
+            chmodat(
+                parent,
+                name,
+                Mode::from_raw_mode(entry.mode),
+                AtFlags::empty(),
+            )
+            .map_err(failed("set the mode of"))?;
         }
         if !entry.xattrs.is_empty() {
             // There is no lsetxattr relative to a descriptor before Linux 6.13 (setxattrat). The link in /proc is ours.
             let mut path = format!("/proc/self/fd/{}/", parent.as_raw_fd()).into_bytes();
             path.extend_from_slice(name);
-            set_xattrs(entry, |name, value| lsetxattr(path.as_slice(), name, value, XattrFlags::empty()))?;
+            set_xattrs(entry, |name, value| {
+                lsetxattr(path.as_slice(), name, value, XattrFlags::empty())
+            })?;
         }
-        utimensat(parent, name, &timestamps(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed("set the times of"))
+        utimensat(
+            parent,
+            name,
+            &timestamps(entry.mtime),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(failed("set the times of"))
     }
 
-    fn hard_link(&mut self, entry: &Entry, parents: &[&[u8]], name: &[u8], target: &[u8]) -> Result<(), Error> {
+    fn hard_link(
+        &mut self,
+        entry: &Entry,
+        parents: &[&[u8]],
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<(), Error> {
         let failed = |source| match source {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
-                refused(entry, format!("it links to {:?}, which is not there", bstr::BStr::new(target)))
-            }
-            Errno::PERM | Errno::ISDIR => {
-                refused(entry, format!("it links to {:?}, which is a directory", bstr::BStr::new(target)))
-            }
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => refused(
+                entry,
+                format!(
+                    "it links to {:?}, which is not there",
+                    bstr::BStr::new(target)
+                ),
+            ),
+            Errno::PERM | Errno::ISDIR => refused(
+                entry,
+                format!(
+                    "it links to {:?}, which is a directory",
+                    bstr::BStr::new(target)
+                ),
+            ),
             source => write_error("link", &entry.name, source),
         };
-        let target = components(target).map_err(|reason| refused(entry, format!("the link's target: {reason}")))?;
+        let target = components(target)
+            .map_err(|reason| refused(entry, format!("the link's target: {reason}")))?;
         let Some((&target_name, target_parents)) = target.split_last() else {
             return Err(failed(Errno::ISDIR));
         };
@@ -299,7 +368,8 @@ impl<R: BufRead> Unpacker<R> {
             found.as_fd()
         };
         let here = self.tree.here();
-        let wanted = statat(target_parent, target_name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        let wanted =
+            statat(target_parent, target_name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
         if FileType::from_raw_mode(wanted.st_mode) == FileType::Directory {
             return Err(failed(Errno::ISDIR));
         }
@@ -320,7 +390,9 @@ impl<R: BufRead> Unpacker<R> {
 
 /// Removes what the layer has not made itself; `path` ends with a name in `parent`.
 fn hide(made: &Made, parent: BorrowedFd<'_>, path: &mut Vec<Vec<u8>>) -> Result<(), Errno> {
-    let Some(name) = path.last() else { return Ok(()) };
+    let Some(name) = path.last() else {
+        return Ok(());
+    };
     if !made.contains(path) {
         return remove(parent, name);
     }
@@ -356,7 +428,10 @@ fn replacing<T>(
 /// Splits a name into components. A leading slash and `.` mean nothing, as for tar(1); `..` is refused.
 fn components(name: &[u8]) -> Result<Vec<&[u8]>, String> {
     if name.len() > MAX_PATH {
-        return Err(format!("a path of {} bytes (the limit is {MAX_PATH})", name.len()));
+        return Err(format!(
+            "a path of {} bytes (the limit is {MAX_PATH})",
+            name.len()
+        ));
     }
     let mut path = Vec::new();
     for component in name.split(|&byte| byte == b'/') {
@@ -368,13 +443,22 @@ fn components(name: &[u8]) -> Result<Vec<&[u8]>, String> {
         }
     }
     if path.len() > MAX_DEPTH {
-        return Err(format!("a path of {} components (the limit is {MAX_DEPTH})", path.len()));
+        return Err(format!(
+            "a path of {} components (the limit is {MAX_DEPTH})",
+            path.len()
+        ));
     }
     Ok(path)
 }
 
 fn set_owner(parent: BorrowedFd<'_>, name: &[u8], uid: u32, gid: u32) -> Result<(), Errno> {
-    chownat(parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW)
+    chownat(
+        parent,
+        name,
+        Some(Uid::from_raw(uid)),
+        Some(Gid::from_raw(gid)),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
 }
 
 /// Sets the attributes that belong to the tree.
@@ -383,7 +467,11 @@ fn set_owner(parent: BorrowedFd<'_>, name: &[u8], uid: u32, gid: u32) -> Result<
 /// both are left out. A file system without some class of attributes is no error, but a capability must not get lost.
 fn set_xattrs(entry: &Entry, set: impl Fn(&[u8], &[u8]) -> Result<(), Errno>) -> Result<(), Error> {
     for (name, value) in &entry.xattrs {
-        let left_out = [&b"trusted.overlay."[..], b"user.overlay.", b"security.selinux"];
+        let left_out = [
+            &b"trusted.overlay."[..],
+            b"user.overlay.",
+            b"security.selinux",
+        ];
         if left_out.iter().any(|prefix| name.starts_with(prefix)) {
             tracing::debug!(entry = %bstr::BStr::new(&entry.name), attribute = %bstr::BStr::new(name), "left out");
             continue;
@@ -394,7 +482,13 @@ fn set_xattrs(entry: &Entry, set: impl Fn(&[u8], &[u8]) -> Result<(), Errno>) ->
             Err(Errno::OPNOTSUPP | Errno::PERM) if name != b"security.capability" => {
                 tracing::debug!(entry = %bstr::BStr::new(&entry.name), attribute = %bstr::BStr::new(name), "cannot be kept");
             }
-            Err(source) => return Err(write_error("set an extended attribute of", &entry.name, source)),
+            Err(source) => {
+                return Err(write_error(
+                    "set an extended attribute of",
+                    &entry.name,
+                    source,
+                ));
+            }
         }
     }
     Ok(())
@@ -410,9 +504,16 @@ fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
 }
 
 fn refused(entry: &Entry, reason: impl Into<String>) -> Error {
-    Error::Refused { entry: entry.name.clone().into(), reason: reason.into() }
+    Error::Refused {
+        entry: entry.name.clone().into(),
+        reason: reason.into(),
+    }
 }
 
 fn write_error(action: &'static str, entry: &[u8], source: Errno) -> Error {
-    Error::Write { action, entry: entry.into(), source: source.into() }
+    Error::Write {
+        action,
+        entry: entry.into(),
+        source: source.into(),
+    }
 }

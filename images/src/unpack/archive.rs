@@ -72,7 +72,12 @@ pub(super) struct Archive<R> {
 
 impl<R: BufRead> Archive<R> {
     pub(super) fn new(input: R) -> Self {
-        Self { input, body: 0, padding: 0, position: 0 }
+        Self {
+            input,
+            body: 0,
+            padding: 0,
+            position: 0,
+        }
     }
 
     /// Returns the next entry, skipping what is left of the last one's body; `None` at the end.
@@ -100,8 +105,14 @@ impl<R: BufRead> Archive<R> {
                 b'L' => long_name = Some(until_nul(self.record(size)?)),
                 b'K' => long_link = Some(until_nul(self.record(size)?)),
                 // Global records (git archive writes a comment) and GNU volume labels describe no entry.
-                b'g' | b'V' => self.skip(padded(size).ok_or_else(|| self.malformed("a size overflows"))?)?,
-                _ => return self.entry(&header, size, pax.unwrap_or_default(), long_name, long_link).map(Some),
+                b'g' | b'V' => {
+                    self.skip(padded(size).ok_or_else(|| self.malformed("a size overflows"))?)?
+                }
+                _ => {
+                    return self
+                        .entry(&header, size, pax.unwrap_or_default(), long_name, long_link)
+                        .map(Some);
+                }
             }
         }
     }
@@ -116,7 +127,9 @@ impl<R: BufRead> Archive<R> {
             return Err(self.malformed("it ends inside a file"));
         }
         let bytes = fill(&mut self.input)?;
-        let length = bytes.len().min(usize::try_from(limit).unwrap_or(usize::MAX));
+        let length = bytes
+            .len()
+            .min(usize::try_from(limit).unwrap_or(usize::MAX));
         Ok(&bytes[..length])
     }
 
@@ -139,7 +152,10 @@ impl<R: BufRead> Archive<R> {
     }
 
     fn malformed(&self, reason: impl Into<String>) -> Error {
-        Error::Malformed { reason: reason.into(), position: self.position }
+        Error::Malformed {
+            reason: reason.into(),
+            position: self.position,
+        }
     }
 
     /// Reads one block; `None` at the end of the stream.
@@ -149,7 +165,11 @@ impl<R: BufRead> Archive<R> {
         while filled < BLOCK_BYTES {
             let bytes = fill(&mut self.input)?;
             if bytes.is_empty() {
-                return if filled == 0 { Ok(None) } else { Err(self.malformed("it ends inside a header")) };
+                return if filled == 0 {
+                    Ok(None)
+                } else {
+                    Err(self.malformed("it ends inside a header"))
+                };
             }
             let length = bytes.len().min(BLOCK_BYTES - filled);
             block[filled..filled + length].copy_from_slice(&bytes[..length]);
@@ -162,7 +182,9 @@ impl<R: BufRead> Archive<R> {
 
     /// Reads a header and checks its sum; `None` at the end, which is a block of zeros or the end of the stream.
     fn header(&mut self) -> Result<Option<Header>, Error> {
-        let Some(block) = self.block()? else { return Ok(None) };
+        let Some(block) = self.block()? else {
+            return Ok(None);
+        };
         if block.iter().all(|&byte| byte == 0) {
             return Ok(None);
         }
@@ -180,7 +202,9 @@ impl<R: BufRead> Archive<R> {
     /// Reads the body of an extension header.
     fn record(&mut self, size: u64) -> Result<Vec<u8>, Error> {
         if size > MAX_RECORD {
-            return Err(self.malformed(format!("an extension header of {size} bytes (the limit is {MAX_RECORD})")));
+            return Err(self.malformed(format!(
+                "an extension header of {size} bytes (the limit is {MAX_RECORD})"
+            )));
         }
         let mut record = Vec::new();
         self.body = size;
@@ -221,7 +245,10 @@ impl<R: BufRead> Archive<R> {
         padded(size).ok_or_else(|| self.malformed("a size overflows"))?;
         let plain_name = || header.path_bytes().into_owned();
         let name = pax.path.or(long_name).unwrap_or_else(plain_name);
-        let link = pax.link.or(long_link).unwrap_or_else(|| until_nul(old.linkname.to_vec()));
+        let link = pax
+            .link
+            .or(long_link)
+            .unwrap_or_else(|| until_nul(old.linkname.to_vec()));
         let mtime = match pax.mtime {
             Some(mtime) => mtime,
             None => (self.number(&old.mtime, "mtime")?, 0),
@@ -234,19 +261,33 @@ impl<R: BufRead> Archive<R> {
             (self.body, self.padding) = (size, padding(size));
         }
         let device = || -> Result<(u32, u32), Error> {
-            let ustar = header.as_ustar().map(|header| (&header.dev_major, &header.dev_minor));
-            let gnu = header.as_gnu().map(|header| (&header.dev_major, &header.dev_minor));
+            let ustar = header
+                .as_ustar()
+                .map(|header| (&header.dev_major, &header.dev_minor));
+            let gnu = header
+                .as_gnu()
+                .map(|header| (&header.dev_major, &header.dev_minor));
             let Some((major, minor)) = ustar.or(gnu) else {
                 return Err(self.malformed("a device without numbers"));
             };
-            Ok((self.small(major, "device number")?, self.small(minor, "device number")?))
+            Ok((
+                self.small(major, "device number")?,
+                self.small(minor, "device number")?,
+            ))
         };
         let kind = match flag {
             // Before ustar a directory was a file whose name ends in a slash.
             0 | b'0' | b'7' if name.ends_with(b"/") => Kind::Directory,
             0 | b'0' | b'7' if pax.sparse.present || pax.sparse.major.is_some() => {
-                let real = pax.sparse.real_size.ok_or_else(|| self.malformed("a sparse file without a size"))?;
-                let map = if pax.sparse.major == Some(1) { self.map_in_body()? } else { pax.sparse.map };
+                let real = pax
+                    .sparse
+                    .real_size
+                    .ok_or_else(|| self.malformed("a sparse file without a size"))?;
+                let map = if pax.sparse.major == Some(1) {
+                    self.map_in_body()?
+                } else {
+                    pax.sparse.map
+                };
                 self.sparse(real, map)?
             }
             0 | b'0' | b'7' => Kind::File,
@@ -335,15 +376,17 @@ impl<R: BufRead> Archive<R> {
             let mut digits = Vec::new();
             loop {
                 let byte = archive.chunk(1)?.first().copied();
-                let Some(byte) = byte.filter(|byte| digits.len() < 20 && (byte.is_ascii_digit() || *byte == b'\n'))
+                let Some(byte) = byte
+                    .filter(|byte| digits.len() < 20 && (byte.is_ascii_digit() || *byte == b'\n'))
                 else {
                     return Err(archive.malformed("the map of a sparse file does not parse"));
                 };
                 archive.consume(1);
                 taken += 1;
                 if byte == b'\n' {
-                    return pax::decimal(&digits)
-                        .ok_or_else(|| archive.malformed("the map of a sparse file does not parse"));
+                    return pax::decimal(&digits).ok_or_else(|| {
+                        archive.malformed("the map of a sparse file does not parse")
+                    });
                 }
                 digits.push(byte);
             }
@@ -354,7 +397,10 @@ impl<R: BufRead> Archive<R> {
         }
         let mut map = Vec::new();
         for _ in 0..count {
-            map.push(Extent { offset: line(self)?, length: line(self)? });
+            map.push(Extent {
+                offset: line(self)?,
+                length: line(self)?,
+            });
         }
         let rest = padding(taken);
         if rest > self.body {
@@ -372,15 +418,24 @@ impl<R: BufRead> Archive<R> {
             let start = if field[0] & 0x40 != 0 { -1_i128 } else { 0 };
             let first = i128::from(field[0] & 0x3f) | (start << 6);
             let number = field[1..].iter().try_fold(first, |number, &byte| {
-                number.checked_mul(256).map(|number| number | i128::from(byte))
+                number
+                    .checked_mul(256)
+                    .map(|number| number | i128::from(byte))
             });
-            return number.and_then(|number| i64::try_from(number).ok()).ok_or_else(bad);
+            return number
+                .and_then(|number| i64::try_from(number).ok())
+                .ok_or_else(bad);
         }
         let digits = field.iter().skip_while(|byte| **byte == b' ');
         let mut number = 0_i64;
         for &byte in digits.take_while(|byte| !matches!(byte, b' ' | 0)) {
-            let digit = matches!(byte, b'0'..=b'7').then(|| i64::from(byte - b'0')).ok_or_else(bad)?;
-            number = number.checked_mul(8).and_then(|number| number.checked_add(digit)).ok_or_else(bad)?;
+            let digit = matches!(byte, b'0'..=b'7')
+                .then(|| i64::from(byte - b'0'))
+                .ok_or_else(bad)?;
+            number = number
+                .checked_mul(8)
+                .and_then(|number| number.checked_add(digit))
+                .ok_or_else(bad)?;
         }
         Ok(number)
     }
@@ -392,7 +447,8 @@ impl<R: BufRead> Archive<R> {
 
     fn small(&self, field: &[u8], what: &str) -> Result<u32, Error> {
         let number = self.number(field, what)?;
-        u32::try_from(number).map_err(|_| self.malformed(format!("a header's {what} is out of range")))
+        u32::try_from(number)
+            .map_err(|_| self.malformed(format!("a header's {what} is out of range")))
     }
 
     /// An owner; the largest number is not one (chown(2) takes it as "leave alone").
@@ -429,7 +485,10 @@ fn padded(size: u64) -> Option<u64> {
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
-    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(bytes.len());
     bytes.truncate(end);
     bytes
 }
@@ -438,7 +497,11 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
 fn checksums(block: &[u8; BLOCK_BYTES]) -> (u64, i64) {
     let mut sums = (0, 0);
     for (index, &byte) in block.iter().enumerate() {
-        let byte = if (148..156).contains(&index) { b' ' } else { byte };
+        let byte = if (148..156).contains(&index) {
+            b' '
+        } else {
+            byte
+        };
         sums.0 += u64::from(byte);
         sums.1 += i64::from(byte.cast_signed());
     }

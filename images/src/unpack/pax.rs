@@ -51,7 +51,8 @@ fn record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let record = data.get(space + 1..length)?;
     let (&last, record) = record.split_last()?;
     let equals = record.iter().position(|&byte| byte == b'=')?;
-    (last == b'\n' && equals > 0).then(|| (&record[..equals], &record[equals + 1..], &data[length..]))
+    (last == b'\n' && equals > 0)
+        .then(|| (&record[..equals], &record[equals + 1..], &data[length..]))
 }
 
 fn take(pax: &mut Pax, key: &[u8], value: &[u8]) -> Result<(), String> {
@@ -100,7 +101,10 @@ fn take(pax: &mut Pax, key: &[u8], value: &[u8]) -> Result<(), String> {
 }
 
 /// A name: no NUL inside; empty means that there is none.
-#[expect(clippy::option_option, reason = "the outer one is the error, the inner one the value")]
+#[expect(
+    clippy::option_option,
+    reason = "the outer one is the error, the inner one the value"
+)]
 fn text(value: &[u8]) -> Option<Option<Vec<u8>>> {
     (!value.contains(&0)).then(|| (!value.is_empty()).then(|| value.to_vec()))
 }
@@ -148,7 +152,8 @@ mod tests {
 
     #[test]
     fn values_may_hold_line_feeds_and_zeros() {
-        let pax = parse(b"40 SCHILY.xattr.security.capability=\n\0\n\n13 path=a=b\n").expect("parses");
+        let pax =
+            parse(b"40 SCHILY.xattr.security.capability=\n\0\n\n12 path=a=b\n").expect("parses");
         let attribute = (b"security.capability".to_vec(), b"\n\0\n".to_vec());
         assert_eq!(pax.xattrs, [attribute]);
         assert_eq!(pax.path.as_deref(), Some(&b"a=b"[..]));
@@ -156,14 +161,24 @@ mod tests {
 
     #[test]
     fn lengths_that_lie_are_refused() {
-        for data in ["5 path=a\n", "999 path=a\n", "0 path=a\n", "x path=a\n", "9 patha\n\n", "10 path=ab"] {
+        for data in [
+            "5 path=a\n",
+            "999 path=a\n",
+            "0 path=a\n",
+            "x path=a\n",
+            "9 patha\n\n",
+            "10 path=ab",
+        ] {
             assert!(parse(data.as_bytes()).is_err(), "{data:?}");
         }
     }
 
     #[test]
     fn times_before_the_epoch_count_down() {
-        assert_eq!(time(b"1700000000.123456789123"), Some((1_700_000_000, 123_456_789)));
+        assert_eq!(
+            time(b"1700000000.123456789123"),
+            Some((1_700_000_000, 123_456_789))
+        );
         assert_eq!(time(b"-1.25"), Some((-2, 750_000_000)));
         assert_eq!(time(b"12"), Some((12, 0)));
         assert_eq!(time(b"1.x"), None);

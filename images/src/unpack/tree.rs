@@ -6,8 +6,8 @@
 //! whatever the order of entries, it ends as its own entry said, or as it was.
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, chmodat, chownat, fstat, futimens, mkdirat, openat,
-    readlinkat, statat, unlinkat, utimensat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, chmodat, chownat,
+    fstat, futimens, mkdirat, openat, readlinkat, statat, unlinkat, utimensat,
 };
 use rustix::io::{Errno, Result};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,7 +33,12 @@ impl Tree {
     /// Starts at the directory `root`.
     pub(crate) fn new(root: OwnedFd) -> Result<Self> {
         let times = times_of(&fstat(&root)?);
-        let root = Level { name: Vec::new(), directory: root, times, changed: false };
+        let root = Level {
+            name: Vec::new(),
+            directory: root,
+            times,
+            changed: false,
+        };
         Ok(Self { levels: vec![root] })
     }
 
@@ -62,13 +67,19 @@ impl Tree {
     /// Enters the directory of this path, making what is missing (root's, 0755). Symbolic links on the way are followed inside
     /// the root, as if it were `/`.
     pub(crate) fn enter(&mut self, path: &[&[u8]]) -> Result<()> {
-        let same = self.levels[1..].iter().zip(path).take_while(|(level, name)| level.name == **name).count();
+        let same = self.levels[1..]
+            .iter()
+            .zip(path)
+            .take_while(|(level, name)| level.name == **name)
+            .count();
         self.leave(same)?;
         for (index, name) in path.iter().enumerate().skip(same) {
             let here = self.here();
             let directory = match open_directory(here, name) {
                 Err(Errno::NOENT) => make_directory(here, name)?,
-                Err(Errno::NOTDIR | Errno::LOOP) if is_link(here, name)? => self.follow(&path[..=index])?,
+                Err(Errno::NOTDIR | Errno::LOOP) if is_link(here, name)? => {
+                    self.follow(&path[..=index])?
+                }
                 Err(Errno::NOTDIR) => {
                     // The later entry wins: what stands in the way was a file.
                     unlinkat(here, *name, AtFlags::empty())?;
@@ -78,7 +89,12 @@ impl Tree {
                 other => other?,
             };
             let times = times_of(&fstat(&directory)?);
-            self.levels.push(Level { name: name.to_vec(), directory, times, changed: false });
+            self.levels.push(Level {
+                name: name.to_vec(),
+                directory,
+                times,
+                changed: false,
+            });
         }
         Ok(())
     }
@@ -87,7 +103,11 @@ impl Tree {
     pub(crate) fn finish(&mut self) -> Result<()> {
         self.leave(0)?;
         let root = &self.levels[0];
-        if root.changed { futimens(&root.directory, &root.times) } else { Ok(()) }
+        if root.changed {
+            futimens(&root.directory, &root.times)
+        } else {
+            Ok(())
+        }
     }
 
     /// Opens the directory of a path, following links inside the root, without making anything.
@@ -137,7 +157,8 @@ impl Tree {
                         if target.first() == Some(&b'/') {
                             chain.truncate(1);
                         }
-                        pending.extend(target.split(|&byte| byte == b'/').rev().map(<[u8]>::to_vec));
+                        pending
+                            .extend(target.split(|&byte| byte == b'/').rev().map(<[u8]>::to_vec));
                     }
                     Err(error) => return Err(error),
                 },
@@ -185,7 +206,13 @@ fn make_directory(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     let times = times_of(&fstat(parent)?);
     mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
     // mkdirat obeys the umask, and a set-group-id parent hands its group on.
-    chownat(parent, name, Some(Uid::ROOT), Some(Gid::ROOT), AtFlags::SYMLINK_NOFOLLOW)?;
+    chownat(
+        parent,
+        name,
+        Some(Uid::ROOT),
+        Some(Gid::ROOT),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?;
     chmodat(parent, name, Mode::from_raw_mode(0o755), AtFlags::empty())?;
     utimensat(parent, name, &timestamps((0, 0)), AtFlags::SYMLINK_NOFOLLOW)?;
     futimens(parent, &times)?;
@@ -200,15 +227,27 @@ fn is_link(parent: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
 /// Returns both times of a file.
 pub(crate) fn times_of(stat: &Stat) -> Timestamps {
     Timestamps {
-        last_access: Timespec { tv_sec: stat.st_atime, tv_nsec: stat.st_atime_nsec.cast_signed() },
-        last_modification: Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec.cast_signed() },
+        last_access: Timespec {
+            tv_sec: stat.st_atime,
+            tv_nsec: stat.st_atime_nsec.cast_signed(),
+        },
+        last_modification: Timespec {
+            tv_sec: stat.st_mtime,
+            tv_nsec: stat.st_mtime_nsec.cast_signed(),
+        },
     }
 }
 
 /// Sets both times to one instant.
 pub(crate) fn timestamps((seconds, nanoseconds): (i64, u32)) -> Timestamps {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
-    Timestamps { last_access: time, last_modification: time }
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds.into(),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }
 
 /// Opens a path of the host as the root of a tree.
