@@ -63,3 +63,18 @@ pub enum Error {
         known: u32,
     },
 }
+
+impl Error {
+    /// Wraps what the kernel said of `path`.
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+        source: impl Into<io::Error>,
+    ) -> Self {
+        Self::Io {
+            action,
+            path: path.into(),
+            source: source.into(),
+        }
+    }
+}

@@ -6,14 +6,26 @@
 //!
 //! All calls may block on the file system: async callers run them on blocking threads.
 
+mod btrfs;
+mod disk;
 mod draft;
 mod error;
 mod id;
+mod mount;
+mod open;
+mod overlay;
+mod place;
 mod rootfs;
 mod store;
+mod sys;
+mod tree;
+mod trees;
+mod url;
 
 pub use draft::Draft;
 pub use error::Error;
 pub use id::SnapshotId;
+pub use open::open;
 pub use rootfs::{OverlayMount, Rootfs, Upper};
 pub use store::{CacheLease, Kind, Options, Snapshot, Space, Store, StoreUrl};
+pub use url::best;

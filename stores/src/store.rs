@@ -43,7 +43,7 @@ pub trait Store: Send + Sync {
     /// Throws the draft away. Dropping a [`Draft`] does the same, but hides errors.
     fn discard(&self, draft: Draft) -> Result<(), Error>;
 
-    /// Returns the snapshot, or `None` if it is not in the store. Costs one or two system calls.
+    /// Returns the snapshot, or `None` if it is not in the store. Costs a few system calls.
     fn get(&self, id: SnapshotId) -> Result<Option<Snapshot>, Error>;
 
     /// Removes a snapshot that has no children. Removing one that is not there is no error.
@@ -121,12 +121,15 @@ pub struct CacheLease {
 pub struct Options {
     /// How long to wait for another process that has the store locked for maintenance.
     pub wait: Duration,
+    /// Which boot of the machine this is; `None` asks the kernel. Tests pass another to play a reboot.
+    pub boot_id: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            wait: Duration::from_secs(60),
+            wait: Duration::from_mins(1),
+            boot_id: None,
         }
     }
 }

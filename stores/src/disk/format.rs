@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The format file, by which a directory is known as a store, and the making of a new store.
+
+use crate::place::Place;
+use crate::trees::Trees;
+use crate::{Error, Kind};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+const FILE: &str = "obuild-store";
+/// The newest format that this program reads and writes.
+const VERSION: u32 = 1;
+
+/// Only root may enter these: trees hold set-uid programs of any age, which nobody on the host should run.
+const PRIVATE: [&str; 5] = ["snapshots", "drafts", "provisional", "caches", "trash"];
+
+/// Opens the directory of a store; makes it if nothing is there.
+pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Place, Error> {
+    let kind = trees.kind();
+    let unsuitable = |reason: String| Error::Unsuitable {
+        path: path.to_owned(),
+        kind: kind.name(),
+        reason,
+    };
+    match fs::DirBuilder::new().recursive(true).create(path) {
+        Ok(()) => {}
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Err(unsuitable(
+                "it is, or lies in, something that is not a directory".to_owned(),
+            ));
+        }
+        Err(error) => return Err(Error::io("create", path, error)),
+    }
+    let place = Place::open(path)?;
+    if !check(&place, path, kind)? {
+        let _lock = place.lock(".", true, wait)?;
+        // Another process may have made it meanwhile.
+        if !check(&place, path, kind)? {
+            if let Some(stranger) = stranger(&place)? {
+                return Err(unsuitable(format!(
+                    "it is not a store, and not empty (it holds {stranger:?}): choose a new or empty \
+                     directory"
+                )));
+            }
+            trees.probe(&place)?;
+            place.replace(FILE, &format!("{kind} {VERSION}\n"), true)?;
+        }
+    } else if !crate::sys::is_root() {
+        trees.probe(&place)?;
+    }
+    for name in PRIVATE {
+        place.make_directory(name, 0o700)?;
+    }
+    place.make_directory("state", 0o755)?;
+    Ok(place)
+}
+
+/// Reads the format file. Returns `false` when there is none.
+fn check(place: &Place, path: &Path, kind: Kind) -> Result<bool, Error> {
+    let Some(text) = place.read(FILE)? else {
+        return Ok(false);
+    };
+    let unsuitable = |reason: String| Error::Unsuitable {
+        path: path.to_owned(),
+        kind: kind.name(),
+        reason,
+    };
+    let parsed = text.trim_end().split_once(' ');
+    let Some((found, Ok(version))) = parsed.map(|(kind, version)| (kind, version.parse::<u32>()))
+    else {
+        return Err(unsuitable(format!(
+            "its file {FILE} is damaged; if the directory held a {kind} store, write \"{kind} {VERSION}\" \
+             into it, else choose another directory"
+        )));
+    };
+    // First, because a newer program may know kinds that this one does not.
+    if version > VERSION {
+        return Err(Error::Newer {
+            path: path.to_owned(),
+            found: version,
+            known: VERSION,
+        });
+    }
+    if found != kind.name() {
+        return Err(unsuitable(format!(
+            "it holds a store of kind {found}: use {found}:{} or another directory",
+            path.display()
+        )));
+    }
+    Ok(true)
+}
+
+/// Returns something in the directory that no unfinished making of a store can have left.
+fn stranger(place: &Place) -> Result<Option<String>, Error> {
+    let ours = |name: &str| {
+        // ext4 makes lost+found in the top directory of every file system.
+        name == "lost+found" || name == format!("{FILE}.new") || name.starts_with(".probe-")
+    };
+    Ok(place.names(".")?.into_iter().find(|name| !ours(name)))
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A store in a directory: all the bookkeeping that the kinds have in common.
+//!
+//! ```text
+//! PATH/obuild-store           the format: "overlay 1"
+//!      boot                   the boot in which the store was last opened
+//!      snapshots/ID/fs        the tree, or its topmost layer
+//!                   meta      what it stands on
+//!                   merged    only where layers were squashed: this layer and those below it but the last
+//!                   child.ID  one for each snapshot that was ever begun from it
+//!      drafts/OWNER/ID.N/…    a snapshot being made, in the same shape
+//!      drafts/OWNER/c-X.N/…   a lease of a cache; `pins` names the layers it stands on
+//!      provisional/X.OWNER.N  X was committed from drafts/OWNER/X.N and may not be on the disk yet
+//!      caches/c-X/…           see `caches`
+//!      trash/OWNER.N          being deleted
+//!      state/                 the user's own
+//! ```
+//!
+//! *Commit* is one rename from `drafts` to `snapshots`. *Deletion* is one rename to `trash`; the work comes after. The
+//! store as a whole is locked (`flock(2)` on PATH) shared while a draft is begun, and alone while snapshots are removed,
+//! so that a parent cannot go while a child starts from it. Nothing on the way of a step reads a directory.
+
+mod cache_name;
+mod caches;
+mod durability;
+mod format;
+mod meta;
+mod owner;
+mod snapshots;
+
+use crate::draft::Draft;
+use crate::place::{Lock, Place};
+use crate::store::{CacheLease, Options, Snapshot, Space, Store, StoreUrl};
+use crate::trees::Trees;
+use crate::{Error, SnapshotId};
+use owner::{Owner, purpose};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+/// A store in a directory.
+pub(crate) struct Disk {
+    shared: Arc<Shared>,
+}
+
+/// What a store shares with its drafts and leases.
+pub(crate) struct Shared {
+    pub(crate) place: Place,
+    pub(crate) trees: Box<dyn Trees>,
+    url: String,
+    state: PathBuf,
+    wait: Duration,
+    owner: OnceLock<Owner>,
+    making_owner: Mutex<()>,
+    counter: AtomicU64,
+}
+
+impl Shared {
+    /// Locks the store: shared to begin something, alone (`exclusive`) to remove something.
+    fn lock(&self, exclusive: bool) -> Result<Lock, Error> {
+        let lock = self.place.lock(".", exclusive, self.wait)?;
+        Ok(lock.expect("the directory that is held open is there"))
+    }
+
+    /// Returns a number that this store gives once.
+    fn number(&self) -> u64 {
+        self.counter.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Moves something to the trash. Returns its entry there, or `None` if it was not there.
+    fn trash(&self, name: &str) -> Result<Option<String>, Error> {
+        let entry = format!("{}.{}", self.owner()?.name, self.number());
+        match self.place.rename(name, &format!("trash/{entry}")) {
+            Ok(()) => Ok(Some(entry)),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes something for good, by way of the trash.
+    fn throw_away(&self, name: &str) -> Result<(), Error> {
+        match self.trash(name)? {
+            Some(entry) => self.trees.destroy(&self.place, &entry),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(owner) = self.owner.get() {
+            // What is left in it, or it itself, the next sweep takes.
+            let _ = self
+                .place
+                .remove_directory(&format!("drafts/{}", owner.name));
+        }
+    }
+}
+
+impl Disk {
+    /// Opens the store, or makes it where there is nothing; repairs what a crash left.
+    pub(crate) fn open(
+        url: &StoreUrl,
+        options: &Options,
+        trees: Box<dyn Trees>,
+    ) -> Result<Self, Error> {
+        let place = format::open(&url.path, trees.as_ref(), options.wait)?;
+        let shared = Arc::new(Shared {
+            state: place.path("state"),
+            place,
+            trees,
+            url: url.to_string(),
+            wait: options.wait,
+            owner: OnceLock::new(),
+            making_owner: Mutex::new(()),
+            counter: AtomicU64::new(0),
+        });
+        shared.recover(options.boot_id.as_deref())?;
+        let disk = Self { shared };
+        if disk.shared.has_leftovers()? {
+            disk.sweep()?;
+        }
+        Ok(disk)
+    }
+}
+
+impl Store for Disk {
+    fn url(&self) -> String {
+        self.shared.url.clone()
+    }
+
+    fn state_dir(&self) -> &Path {
+        &self.shared.state
+    }
+
+    fn prepare(&self, id: SnapshotId, parent: Option<SnapshotId>) -> Result<Draft, Error> {
+        self.shared.prepare(id, parent)
+    }
+
+    fn commit(&self, draft: Draft) -> Result<Snapshot, Error> {
+        self.shared.commit(draft)
+    }
+
+    fn discard(&self, draft: Draft) -> Result<(), Error> {
+        self.shared.discard(draft)
+    }
+
+    fn get(&self, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
+        Ok(self
+            .shared
+            .meta(id)?
+            .map(|meta| self.shared.snapshot(id, &meta)))
+    }
+
+    fn remove(&self, id: SnapshotId) -> Result<(), Error> {
+        self.shared.remove(id)
+    }
+
+    fn list(&self) -> Result<Vec<(SnapshotId, Option<SnapshotId>)>, Error> {
+        let mut all = Vec::new();
+        for name in self.shared.place.names("snapshots")? {
+            // Another process may have removed it since.
+            if let Ok(id) = name.parse()
+                && let Some(meta) = self.shared.meta(id)?
+            {
+                all.push((id, meta.parent));
+            }
+        }
+        Ok(all)
+    }
+
+    fn size(&self, id: SnapshotId) -> Result<u64, Error> {
+        let meta = self.shared.meta(id)?.ok_or(Error::NoSuchSnapshot(id))?;
+        let name = format!("snapshots/{id}/fs");
+        self.shared
+            .trees
+            .size(&self.shared.place, &name, meta.parent.is_some())
+    }
+
+    fn space(&self) -> Result<Space, Error> {
+        let place = &self.shared.place;
+        let statvfs = rustix::fs::fstatvfs(place.descriptor())
+            .map_err(|errno| place.error("look at", ".", errno))?;
+        Ok(Space {
+            total: statvfs.f_blocks * statvfs.f_frsize,
+            available: statvfs.f_bavail * statvfs.f_frsize,
+        })
+    }
+
+    fn lease_cache(&self, name: &[u8], owner: (u32, u32)) -> Result<CacheLease, Error> {
+        self.shared.lease_cache(name, owner)
+    }
+
+    fn release_cache(&self, lease: CacheLease) -> Result<(), Error> {
+        self.shared.release_cache(lease)
+    }
+
+    fn caches(&self) -> Result<Vec<(Vec<u8>, u64)>, Error> {
+        self.shared.caches()
+    }
+
+    fn delete_cache(&self, name: &[u8]) -> Result<(), Error> {
+        self.shared.delete_cache(name)
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.shared.sync()
+    }
+
+    fn sweep(&self) -> Result<(), Error> {
+        self.shared.sweep()
+    }
+}

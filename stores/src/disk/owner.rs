@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who owns what is unfinished: each open store has a directory `drafts/OWNER`, which it holds locked while it lives.
+//!
+//! A directory that can be locked belongs to nobody any more. Owners come under a shared lock of the store and are
+//! judged under an exclusive one, so that nobody is judged between making the directory and locking it.
+
+use super::Shared;
+use crate::Error;
+use crate::place::Lock;
+use std::time::{Duration, SystemTime};
+
+/// The directory of an open store's unfinished things.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    /// Its name: no dot in it, and never used twice.
+    pub(crate) name: String,
+    _lock: Lock,
+}
+
+impl Shared {
+    /// Returns this store's owner; makes it at the first call.
+    pub(crate) fn owner(&self) -> Result<&Owner, Error> {
+        if let Some(owner) = self.owner.get() {
+            return Ok(owner);
+        }
+        let _making = self
+            .making_owner
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(owner) = self.owner.get() {
+            return Ok(owner);
+        }
+        let _lock = self.lock(false)?;
+        let owner = loop {
+            let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+            let name = format!("{:x}-{:x}", now.as_nanos(), std::process::id());
+            let directory = format!("drafts/{name}");
+            if self.place.make_directory(&directory, 0o700)?
+                && let Some(lock) = self.place.lock(&directory, true, self.wait)?
+            {
+                break Owner { name, _lock: lock };
+            }
+        };
+        Ok(self.owner.get_or_init(|| owner))
+    }
+
+    /// Returns whether the owner's process has the store open. The store must be locked for [`Shared::lock`].
+    pub(crate) fn is_alive(&self, owner: &str) -> Result<bool, Error> {
+        if self.owner.get().is_some_and(|ours| ours.name == owner) {
+            return Ok(true);
+        }
+        match self
+            .place
+            .lock(&format!("drafts/{owner}"), true, Duration::ZERO)
+        {
+            Ok(_) => Ok(false),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::TimedOut => {
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the slots of all owners as `(owner, slot)`, those of dead ones too.
+    pub(crate) fn slots(&self) -> Result<Vec<(String, String)>, Error> {
+        let mut slots = Vec::new();
+        for owner in self.place.names("drafts")? {
+            for slot in self.place.names(&format!("drafts/{owner}"))? {
+                slots.push((owner.clone(), slot));
+            }
+        }
+        Ok(slots)
+    }
+}
+
+/// Splits a slot's name into what it is for and its number.
+pub(crate) fn purpose(slot: &str) -> &str {
+    slot.rsplit_once('.').map_or(slot, |(purpose, _)| purpose)
+}

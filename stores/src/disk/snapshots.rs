@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Drafts and snapshots.
+
+use super::meta::{Layer, Meta};
+use super::{Shared, purpose};
+use crate::draft::Draft;
+use crate::store::Snapshot;
+use crate::tree::{Whiteouts, merge};
+use crate::trees::readable;
+use crate::{Error, SnapshotId};
+use std::io;
+use std::sync::Arc;
+
+/// What a draft holds on to; dropped, it throws the draft away.
+pub(super) struct Slot {
+    shared: Arc<Shared>,
+    id: SnapshotId,
+    owner: String,
+    /// Its directory in `drafts/OWNER`.
+    name: String,
+    meta: Meta,
+    done: bool,
+}
+
+impl Slot {
+    fn path(&self) -> String {
+        format!("drafts/{}/{}", self.owner, self.name)
+    }
+
+    fn throw_away(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.done, true) {
+            return Ok(());
+        }
+        let shared = &self.shared;
+        let entry = shared.trash(&self.path())?;
+        if let Some(parent) = self.meta.parent {
+            let _lock = shared.lock(true)?;
+            shared.forget_child(parent, self.id)?;
+        }
+        match entry {
+            Some(entry) => shared.trees.destroy(&shared.place, &entry),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Err(error) = self.throw_away() {
+            tracing::warn!(%error, "a draft could not be thrown away; the next sweep will try again");
+        }
+    }
+}
+
+impl Shared {
+    /// Reads what a snapshot stands on; `None` when it is not there.
+    pub(super) fn meta(&self, id: SnapshotId) -> Result<Option<Meta>, Error> {
+        let name = format!("snapshots/{id}/meta");
+        let Some(text) = self.place.read(&name)? else {
+            return Ok(None);
+        };
+        let damaged = || {
+            let source = io::Error::new(io::ErrorKind::InvalidData, "it is damaged");
+            self.place.error("read", &name, source)
+        };
+        Meta::parse(&text).map(Some).ok_or_else(damaged)
+    }
+
+    /// Describes a snapshot.
+    pub(super) fn snapshot(&self, id: SnapshotId, meta: &Meta) -> Snapshot {
+        let layers: Vec<String> = [Layer::own(id)]
+            .iter()
+            .chain(&meta.lower)
+            .map(|layer| layer.path())
+            .collect();
+        Snapshot {
+            id,
+            parent: meta.parent,
+            rootfs: readable(&self.place, &layers),
+        }
+    }
+
+    pub(super) fn prepare(
+        self: &Arc<Self>,
+        id: SnapshotId,
+        parent: Option<SnapshotId>,
+    ) -> Result<Draft, Error> {
+        let owner = self.owner()?.name.clone();
+        // Until the mark in the parent is made, the parent must not go.
+        let lock = parent.is_some().then(|| self.lock(false)).transpose()?;
+        if self.place.exists(&format!("snapshots/{id}"))? {
+            return Err(Error::Exists(id));
+        }
+        let meta = match parent {
+            None => Meta::default(),
+            Some(parent) => {
+                let meta = self.meta(parent)?.ok_or(Error::NoSuchSnapshot(parent))?;
+                meta.child(parent, self.trees.layers().is_some())
+            }
+        };
+        let mut slot = Slot {
+            shared: Arc::clone(self),
+            id,
+            owner,
+            name: format!("{id}.{}", self.number()),
+            meta,
+            done: true,
+        };
+        let path = slot.path();
+        self.place.make_directory(&path, 0o755)?;
+        slot.done = false;
+        self.place
+            .write(&format!("{path}/meta"), &slot.meta.to_text())?;
+        if let Some(parent) = parent {
+            self.place.mark(&format!("snapshots/{parent}/child.{id}"))?;
+        }
+        drop(lock);
+        let below: Vec<String> = match parent {
+            Some(parent) if slot.meta.lower.is_empty() => vec![Layer::own(parent).path()],
+            _ => slot.meta.lower.iter().map(|layer| layer.path()).collect(),
+        };
+        let rootfs = self.trees.create(&self.place, &path, &below)?;
+        Ok(Draft {
+            id,
+            parent,
+            rootfs,
+            guard: Box::new(slot),
+        })
+    }
+
+    /// Takes the slot out of a draft, which must be of this store.
+    fn slot(self: &Arc<Self>, draft: Draft) -> Result<Box<Slot>, Error> {
+        match draft.guard.downcast::<Slot>() {
+            Ok(slot) if Arc::ptr_eq(&slot.shared, self) => Ok(slot),
+            _ => {
+                let source = io::Error::new(io::ErrorKind::InvalidInput, "it is of another store");
+                Err(self.place.error("commit a draft to", ".", source))
+            }
+        }
+    }
+
+    pub(super) fn discard(self: &Arc<Self>, draft: Draft) -> Result<(), Error> {
+        self.slot(draft)?.throw_away()
+    }
+
+    pub(super) fn commit(self: &Arc<Self>, draft: Draft) -> Result<Snapshot, Error> {
+        // Every way out before the rename drops the slot, and with it the draft.
+        let mut slot = self.slot(draft)?;
+        let (id, path) = (slot.id, slot.path());
+        self.trees.finish(&self.place, &path)?;
+        if let Some(layers) = self.trees.layers()
+            && slot.meta.lower.len() >= layers.snapshot
+        {
+            self.squash(&mut slot)?;
+        }
+        // Before the rename: no journal writes the later of two changes without the earlier, so after a power cut
+        // the mark is there if the snapshot is.
+        let mark = format!("provisional/{id}.{}.{}", slot.owner, number(&slot.name));
+        self.place.mark(&mark)?;
+        if self.place.rename_new(&path, &format!("snapshots/{id}"))? {
+            slot.done = true;
+            return Ok(self.snapshot(id, &slot.meta));
+        }
+        slot.throw_away()?;
+        self.place.unlink(&mark)?;
+        let meta = self.meta(id)?.ok_or(Error::NoSuchSnapshot(id))?;
+        Ok(self.snapshot(id, &meta))
+    }
+
+    /// Makes `merged` from the draft's layer and all layers below it but the last. That one is the base, mostly: it
+    /// is larger than the others together and is better left alone.
+    fn squash(&self, slot: &mut Slot) -> Result<(), Error> {
+        let path = slot.path();
+        let (bottom, middle) = slot
+            .meta
+            .lower
+            .split_last()
+            .expect("the limit is above zero");
+        let mut layers: Vec<String> = middle.iter().rev().map(|layer| layer.path()).collect();
+        layers.push(format!("{path}/fs"));
+        self.merge_layers(&layers, &format!("{path}/merged"), Whiteouts::Keep)?;
+        slot.meta.merged_over = Some(*bottom);
+        self.place
+            .write(&format!("{path}/meta"), &slot.meta.to_text())
+    }
+
+    /// Merges layers, the lowest first, into a new directory. Returns how many entries were handled.
+    pub(super) fn merge_layers(
+        &self,
+        layers: &[String],
+        target: &str,
+        whiteouts: Whiteouts,
+    ) -> Result<u64, Error> {
+        self.place.make_directory(target, 0o755)?;
+        let open = |name: &str| {
+            self.place
+                .open_directory(name)
+                .map_err(|errno| self.place.error("open", name, errno))
+        };
+        let mut count = 0;
+        for layer in layers {
+            count += merge(open(layer)?, open(target)?, whiteouts)
+                .map_err(|errno| self.place.error("squash", layer, errno))?;
+        }
+        Ok(count)
+    }
+
+    pub(super) fn remove(&self, id: SnapshotId) -> Result<(), Error> {
+        self.owner()?;
+        let lock = self.lock(true)?;
+        let directory = format!("snapshots/{id}");
+        let mut children = Vec::new();
+        for name in self.place.names(&directory)? {
+            let Some(child) = name
+                .strip_prefix("child.")
+                .and_then(|child| child.parse().ok())
+            else {
+                continue;
+            };
+            if self.is_wanted(child)? {
+                children.push(child);
+            } else {
+                self.place.unlink(&format!("{directory}/{name}"))?;
+            }
+        }
+        if !children.is_empty() {
+            return Err(Error::HasChildren { id, children });
+        }
+        // A snapshot whose meta is damaged can be removed all the same.
+        let parent = self.meta(id).ok().flatten().and_then(|meta| meta.parent);
+        let entry = self.trash(&directory)?;
+        if let Some(parent) = parent {
+            self.forget_child(parent, id)?;
+        }
+        drop(lock);
+        match entry {
+            Some(entry) => self.trees.destroy(&self.place, &entry),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns whether a snapshot is there or being made. The store must be locked alone.
+    fn is_wanted(&self, id: SnapshotId) -> Result<bool, Error> {
+        // Drafts first: one that is committed between the two looks is found by the second.
+        let text = id.to_string();
+        for (owner, slot) in self.slots()? {
+            if purpose(&slot) == text && self.is_alive(&owner)? {
+                return Ok(true);
+            }
+        }
+        self.place.exists(&format!("snapshots/{id}"))
+    }
+
+    /// Takes the mark of a child out of its parent, if nobody wants the child. The store must be locked alone.
+    pub(super) fn forget_child(&self, parent: SnapshotId, id: SnapshotId) -> Result<(), Error> {
+        if self.is_wanted(id)? {
+            return Ok(());
+        }
+        self.place.unlink(&format!("snapshots/{parent}/child.{id}"))
+    }
+}
+
+/// Returns the number at the end of a slot's name.
+pub(super) fn number(slot: &str) -> &str {
+    slot.rsplit_once('.').map_or("", |(_, number)| number)
+}

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one place where a URL becomes a store.
+
+use crate::btrfs::Btrfs;
+use crate::disk::Disk;
+use crate::overlay::Overlay;
+use crate::trees::Trees;
+use crate::{Error, Kind, Options, Store, StoreUrl};
+use std::sync::Arc;
+
+/// Opens the store that a URL names; makes it where there is nothing, in a new or empty directory.
+///
+/// Repairs what a crash left: drafts of dead processes go, and after a reboot what was still provisional.
+///
+/// # Errors
+///
+/// [`Error::Unsuitable`] when the directory cannot hold such a store, [`Error::Newer`] when a newer program wrote it.
+pub fn open(url: &StoreUrl, options: &Options) -> Result<Arc<dyn Store>, Error> {
+    let trees: Box<dyn Trees> = match url.kind {
+        Kind::Overlay => Box::new(Overlay),
+        Kind::Btrfs => Box::new(Btrfs),
+    };
+    Ok(Arc::new(Disk::open(url, options, trees)?))
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Copying one file, link or node with all its attributes.
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::{Errno, Result};
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+/// Attributes of the overlay itself, such as `trusted.overlay.opaque`, which say nothing about the merged tree.
+const OVERLAY: &[u8] = b"trusted.overlay.";
+/// Those of an overlay mounted inside an overlay, which belong to the merged tree (overlayfs.rst, "Nesting").
+const NESTED: &[u8] = b"trusted.overlay.overlay.";
+
+/// Copies what is not a directory: `name` in `source` to a new `name` in `target`. Shares extents where that works.
+pub(crate) fn copy_node(source: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    let stat = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let mode = Mode::RUSR | Mode::WUSR;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {
+            let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let from = rustix::fs::openat(source, name, flags | OFlags::RDONLY, Mode::empty())?;
+            let create = flags | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+            let to = rustix::fs::openat(target, name, create, mode)?;
+            copy_content(from, to)?;
+        }
+        FileType::Symlink => {
+            let link = rustix::fs::readlinkat(source, name, Vec::new())?;
+            rustix::fs::symlinkat(link, target, name)?;
+        }
+        kind => rustix::fs::mknodat(target, name, kind, mode, stat.st_rdev)?,
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let from = rustix::fs::openat(source, name, flags, Mode::empty())?;
+    let to = rustix::fs::openat(target, name, flags, Mode::empty())?;
+    copy_attributes(&from, &to, &stat)
+}
+
+/// Copies the bytes: by sharing them (`FICLONE`), or else in the kernel.
+fn copy_content(from: OwnedFd, to: OwnedFd) -> Result<()> {
+    if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
+        return Ok(());
+    }
+    let (mut from, mut to) = (File::from(from), File::from(to));
+    io::copy(&mut from, &mut to)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    Ok(())
+}
+
+/// Gives `to` the owner, extended attributes, mode and times of `from`, whose `stat` is given. Attributes of the overlay
+/// itself stay as they are.
+pub(crate) fn copy_attributes(from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> Result<()> {
+    // The magic link works for every kind of file and every descriptor, O_PATH and links too (proc_pid_fd(5)).
+    let path = |descriptor: &OwnedFd| {
+        CString::new(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
+            .expect("digits and slashes")
+    };
+    let (from, target) = (path(from), path(to));
+    let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    // Owner first: a change of owner clears the set-id bits and capabilities.
+    let now = rustix::fs::fstat(to)?;
+    if (now.st_uid, now.st_gid) != (stat.st_uid, stat.st_gid) {
+        rustix::fs::chownat(to, c"", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
+    }
+    copy_xattrs(&from, &target)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+        rustix::fs::chmod(
+            &target,
+            Mode::from_raw_mode(stat.st_mode as RawMode & 0o7777),
+        )?;
+    }
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: stat.st_atime,
+            tv_nsec: nanoseconds(stat.st_atime_nsec),
+        },
+        last_modification: Timespec {
+            tv_sec: stat.st_mtime,
+            tv_nsec: nanoseconds(stat.st_mtime_nsec),
+        },
+    };
+    rustix::fs::utimensat(rustix::fs::CWD, &target, &times, AtFlags::empty())
+}
+
+#[expect(clippy::cast_possible_wrap, reason = "below a thousand million")]
+fn nanoseconds(value: u64) -> i64 {
+    value as i64
+}
+
+/// Makes the extended attributes of `to` those of `from`.
+fn copy_xattrs(from: &CStr, to: &CStr) -> Result<()> {
+    let wanted = xattrs(from)?;
+    for name in xattrs(to)? {
+        if !wanted.contains(&name) {
+            rustix::fs::removexattr(to, &name)?;
+        }
+    }
+    for name in wanted {
+        let size = rustix::fs::getxattr_query(from, &name)?;
+        let mut value = vec![0; size];
+        let length = rustix::fs::getxattr(from, &name, &mut value[..])?;
+        value.truncate(length);
+        rustix::fs::setxattr(to, &name, &value, XattrFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Returns the names of a file's extended attributes, without those of the overlay itself.
+fn xattrs(path: &CStr) -> Result<Vec<CString>> {
+    let size = match rustix::fs::listxattr_query(path) {
+        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        result => result?,
+    };
+    let mut list = vec![0; size];
+    let length = rustix::fs::listxattr(path, &mut list[..])?;
+    let mut names = Vec::new();
+    for name in list[..length].split(|byte| *byte == 0) {
+        if name.is_empty() || (name.starts_with(OVERLAY) && !name.starts_with(NESTED)) {
+            continue;
+        }
+        names.push(CString::new(name).map_err(|_| Errno::INVAL)?);
+    }
+    Ok(names)
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a kind of store is to [`Disk`](crate::disk::Disk), which does all the bookkeeping: how it makes writable
+//! trees, and what a tree stands on.
+
+use crate::place::Place;
+use crate::{Error, Kind, Rootfs};
+use std::path::PathBuf;
+
+/// A way to keep writable copies of trees in the directories of a store.
+///
+/// Names are relative to the store's [`Place`]. A *slot* is a directory of its own that holds one tree, as `fs`, and
+/// what the kind keeps beside it.
+pub(crate) trait Trees: Send + Sync + 'static {
+    fn kind(&self) -> Kind;
+
+    /// Checks that a store can be made at the place, whose directory is there, and names the remedy if not.
+    fn probe(&self, place: &Place) -> Result<(), Error>;
+
+    /// Returns how many layers a tree may stand on before they are squashed. `None`: each tree is whole, and
+    /// stands on nothing once it is made.
+    fn layers(&self) -> Option<Layers>;
+
+    /// Makes `SLOT/fs`: empty if `below` is, else a writable view of the layers in `below`, topmost first.
+    fn create(&self, place: &Place, slot: &str, below: &[String]) -> Result<Rootfs, Error>;
+
+    /// Takes away what is beside `SLOT/fs` and was needed only for writing.
+    fn finish(&self, place: &Place, slot: &str) -> Result<(), Error>;
+
+    /// Deletes an entry of `trash/` for good.
+    fn destroy(&self, place: &Place, entry: &str) -> Result<(), Error>;
+
+    /// Returns the bytes that the tree at `name` holds of its own.
+    fn size(&self, place: &Place, name: &str, has_parent: bool) -> Result<u64, Error>;
+}
+
+/// The limits on stacks of layers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layers {
+    /// For snapshots.
+    pub(crate) snapshot: usize,
+    /// For caches.
+    pub(crate) cache: usize,
+}
+
+/// Returns how to read a tree that consists of these layers, topmost first.
+pub(crate) fn readable(place: &Place, layers: &[String]) -> Rootfs {
+    let mut lower: Vec<PathBuf> = layers.iter().map(|layer| place.path(layer)).collect();
+    if lower.len() == 1 {
+        return Rootfs::Directory(lower.remove(0));
+    }
+    Rootfs::Overlay(crate::OverlayMount { lower, upper: None })
+}
