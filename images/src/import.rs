@@ -8,6 +8,7 @@ use crate::resolve::{ChainLayer, Resolved, Source, open_archive};
 use crate::stream::{Blob, unpack_blob};
 use crate::unpack::{Whiteouts, unpack};
 use obuild_stores::{Draft, SnapshotId, Store};
+use rustix::fs::{Mode, OFlags, openat};
 use std::os::fd::OwnedFd;
 
 /// What an import has to say while it runs.
@@ -229,11 +230,8 @@ impl Maker<'_> {
 }
 
 fn open(draft: &Draft) -> Result<OwnedFd, Error> {
-    let obuild_stores::Rootfs::Directory(path) = draft.rootfs() else {
-        return Err(Error::Cancelled);
-    };
-    let flags =
-        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, rustix::fs::Mode::empty())
-        .map_err(|e| Error::io("open", path, e))?)
+    let top = draft.rootfs().open()?;
+    // The store gives a descriptor that only names the place.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(&top, ".", flags, Mode::empty()).map_err(|source| Error::io("open the tree of", draft.id().to_string(), source))
 }
