@@ -233,5 +233,6 @@ fn open(draft: &Draft) -> Result<OwnedFd, Error> {
     let top = draft.rootfs().open()?;
     // The store gives a descriptor that only names the place.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat(&top, ".", flags, Mode::empty()).map_err(|source| Error::io("open the tree of", draft.id().to_string(), source))
+    openat(&top, ".", flags, Mode::empty())
+        .map_err(|source| Error::io("open the tree of", draft.id().to_string(), source))
 }

@@ -30,3 +30,6 @@ pub use reference::Reference;
 pub use resolve::{ResolveOptions, Resolved, Tools, resolve};
 pub use stamp::{FileDigests, FileStamp, NoDigests};
 pub use unpack::Error as UnpackError;
+
+#[cfg(test)]
+mod tests;
