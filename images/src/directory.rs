@@ -126,7 +126,7 @@ impl<'a> Walk<'a> {
             .transpose()
             .map_err(|e| self.error("open", e))?;
         let stat = fstat(source).map_err(|error| self.error("read", error))?;
-        self.attributes(b"d", &stat);
+        self.attributes(b'd', &stat);
         let xattrs = self.hash_xattrs(source, b".")?;
         self.content(source, target, stat.st_dev, 0)?;
         if let Some(target) = target {
@@ -188,13 +188,13 @@ impl<'a> Walk<'a> {
         };
         let xattrs = match kind {
             FileType::RegularFile => {
-                self.attributes(b"f", &stat);
+                self.attributes(b'f', &stat);
                 let xattrs = self.hash_xattrs(source, name)?;
                 self.file(source, target, name)?;
                 xattrs
             }
             FileType::Directory => {
-                self.attributes(b"d", &stat);
+                self.attributes(b'd', &stat);
                 let xattrs = self.hash_xattrs(source, name)?;
                 if let Some(target) = target {
                     mkdirat(target, name, Mode::RWXU).map_err(failed(self, "create"))?;
@@ -217,7 +217,7 @@ impl<'a> Walk<'a> {
                 xattrs
             }
             FileType::Symlink => {
-                self.attributes(b"l", &stat);
+                self.attributes(b'l', &stat);
                 let link = readlinkat(source, name, Vec::new()).map_err(failed(self, "read"))?;
                 self.text(link.as_bytes());
                 if let Some(target) = target {
@@ -234,7 +234,7 @@ impl<'a> Walk<'a> {
                 });
             }
             FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo => {
-                self.attributes(if kind == FileType::Fifo { b"p" } else { b"n" }, &stat);
+                self.attributes(if kind == FileType::Fifo { b'p' } else { b'n' }, &stat);
                 self.bytes_of(&(stat.st_mode & 0o170_000).to_le_bytes());
                 self.bytes_of(&stat.st_rdev.to_le_bytes());
                 if let Some(target) = target {
@@ -361,8 +361,8 @@ impl<'a> Walk<'a> {
     }
 
     /// Hashes kind, mode and owner.
-    fn attributes(&mut self, kind: &[u8; 1], stat: &Stat) {
-        self.bytes_of(kind);
+    fn attributes(&mut self, kind: u8, stat: &Stat) {
+        self.bytes_of(&[kind]);
         self.bytes_of(&(stat.st_mode & 0o7777).to_le_bytes());
         self.bytes_of(&stat.st_uid.to_le_bytes());
         self.bytes_of(&stat.st_gid.to_le_bytes());

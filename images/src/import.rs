@@ -84,7 +84,7 @@ pub fn import(
                     layers: 1,
                     bytes,
                     total,
-                })
+                });
             };
             unpack_blob(&blob, open(draft)?, &mut report, cancelled)
         })?,

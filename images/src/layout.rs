@@ -48,7 +48,7 @@ pub(crate) fn read_image(
 ) -> Result<Image, Error> {
     let layout = Layout { path, architecture };
     layout.check()?;
-    let index: ImageIndex = layout.parse(
+    let index: ImageIndex = parse(
         "image index",
         &path.join("index.json"),
         &layout.read(&path.join("index.json"))?,
@@ -88,7 +88,7 @@ impl Layout<'_> {
         if matches!(fs_err::metadata(&file), Err(error) if is_missing(&error)) {
             return Err(not_usable("it has no oci-layout file"));
         }
-        let marker: Marker = self.parse("OCI layout marker", &file, &self.read(&file)?)?;
+        let marker: Marker = parse("OCI layout marker", &file, &self.read(&file)?)?;
         if !marker.image_layout_version.starts_with("1.") {
             return Err(not_usable(&format!(
                 "its version is {}, not 1",
@@ -104,6 +104,10 @@ impl Layout<'_> {
             path: path.to_owned(),
             what: what.to_owned(),
         };
+        // Opening a pipe would wait for ever.
+        if fs_err::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(self.bad(format!("{} is no file", path.display())));
+        }
         let file = match fs_err::File::open(path) {
             Ok(file) => file,
             Err(error) if is_missing(&error) => return Err(missing("a document of the image")),
@@ -117,19 +121,6 @@ impl Layout<'_> {
             return Err(self.bad(format!("{} is larger than 4 MiB", path.display())));
         }
         Ok(bytes)
-    }
-
-    fn parse<T: DeserializeOwned>(
-        &self,
-        what: &'static str,
-        path: &Path,
-        bytes: &[u8],
-    ) -> Result<T, Error> {
-        serde_json::from_slice(bytes).map_err(|source| Error::Json {
-            path: path.to_owned(),
-            what,
-            source,
-        })
     }
 
     fn bad(&self, reason: impl Into<String>) -> Error {
@@ -149,7 +140,7 @@ impl Layout<'_> {
 
     /// Reads a document and checks that it is the one that the descriptor means.
     fn document(&self, descriptor: &Descriptor) -> Result<(PathBuf, Vec<u8>), Error> {
-        let expected = self.digest(&descriptor.digest().to_string())?;
+        let expected = self.digest(descriptor.digest().as_ref())?;
         let path = self.blob_path(expected);
         let bytes = self.read(&path)?;
         let found = Digest::of(&bytes);
@@ -249,11 +240,11 @@ impl Layout<'_> {
         match kind_of(descriptor.media_type()) {
             Some(Document::Manifest) => {
                 let (path, bytes) = self.document(descriptor)?;
-                self.parse("image manifest", &path, &bytes)
+                parse("image manifest", &path, &bytes)
             }
             Some(Document::Index) if nesting < MAX_NESTING => {
                 let (path, bytes) = self.document(descriptor)?;
-                let index: ImageIndex = self.parse("image index", &path, &bytes)?;
+                let index: ImageIndex = parse("image index", &path, &bytes)?;
                 let chosen = index
                     .manifests()
                     .iter()
@@ -281,8 +272,8 @@ impl Layout<'_> {
             )));
         }
         let (path, bytes) = self.document(manifest.config())?;
-        let configuration: ImageConfiguration = self.parse("image configuration", &path, &bytes)?;
-        let extension: Extension = self.parse("image configuration", &path, &bytes)?;
+        let configuration: ImageConfiguration = parse("image configuration", &path, &bytes)?;
+        let extension: Extension = parse("image configuration", &path, &bytes)?;
         let diff_ids = configuration.rootfs().diff_ids();
         if diff_ids.len() != manifest.layers().len() {
             return Err(self.bad(format!(
@@ -315,7 +306,7 @@ impl Layout<'_> {
             }
             _ => return Err(self.bad(format!("a layer of it is of the unknown type {kind}"))),
         }
-        let digest = self.digest(&descriptor.digest().to_string())?;
+        let digest = self.digest(descriptor.digest().as_ref())?;
         Ok(Layer {
             path: self.blob_path(digest),
             digest,
@@ -323,6 +314,14 @@ impl Layout<'_> {
             diff_id: self.digest(diff_id)?,
         })
     }
+}
+
+fn parse<T: DeserializeOwned>(what: &'static str, path: &Path, bytes: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|source| Error::Json {
+        path: path.to_owned(),
+        what,
+        source,
+    })
 }
 
 enum Document {

@@ -187,7 +187,7 @@ pub(crate) fn open_archive(path: &Path) -> Result<File, Error> {
     Ok(file.into_parts().0)
 }
 
-/// Names each layer by the chain that ends with it (OCI image-spec v1.1 config.md, "Layer ChainID").
+/// Names each layer by the chain that ends with it (OCI image-spec v1.1 config.md, "Layer `ChainID`").
 fn chain(layers: Vec<Layer>) -> Vec<ChainLayer> {
     let mut below: Option<Digest> = None;
     let name = |layer: Layer| {

@@ -201,7 +201,7 @@ fn a_cancelled_debootstrap_leaves_nothing_running() {
     };
     let cancelled = std::cell::Cell::new(false);
     let mut note = |progress: Progress<'_>| {
-        cancelled.set(cancelled.get() || progress == Progress::Line(b"started"))
+        cancelled.set(cancelled.get() || progress == Progress::Line(b"started"));
     };
     let begin = Instant::now();
     let result = import(

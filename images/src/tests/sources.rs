@@ -29,7 +29,7 @@ fn archives_are_imported_however_compressed() {
     }
     for name in names {
         let result = area.import(&format!("tar:{name}"));
-        if name.ends_with(".bz2") {
+        if name == "plain.tar.bz2" {
             let error = result.expect_err("not supported");
             assert!(
                 matches!(
@@ -186,10 +186,10 @@ fn a_full_disk_is_said_and_leaves_nothing() {
 #[test]
 fn a_directory_is_copied_as_it_is() {
     let Some(area) = Area::new() else { return };
-    let script = r#"set -e; mkdir -p tree/usr/bin tree/home/user tree/dev tree/proc; cd tree
+    let script = r"set -e; mkdir -p tree/usr/bin tree/home/user tree/dev tree/proc; cd tree
         echo tool > usr/bin/tool; chmod 4755 usr/bin/tool; ln usr/bin/tool usr/bin/other; ln -s usr/bin bin
         echo mine > home/user/file; chown -R 1000:1001 home/user; chown -h 3:4 bin; chmod 700 home/user
-        mknod dev/null c 1 3; mkfifo dev/pipe; touch -d 2003-03-03 usr/bin/tool; touch -d 2004-04-04 home usr .; touch -hd 2002-02-02 bin"#;
+        mknod dev/null c 1 3; mkfifo dev/pipe; touch -d 2003-03-03 usr/bin/tool; touch -d 2004-04-04 home usr .; touch -hd 2002-02-02 bin";
     let made = Command::new("bash")
         .arg("-c")
         .arg(script)

@@ -463,7 +463,7 @@ fn set_owner(parent: BorrowedFd<'_>, name: &[u8], uid: u32, gid: u32) -> Result<
 
 /// Sets the attributes that belong to the tree.
 ///
-/// Those that the kernel's overlay reads would let an image hide or redirect files, and SELinux labels belong to the host's policy:
+/// Those that the kernel's overlay reads would let an image hide or redirect files, and labels of `SELinux` belong to the host's policy:
 /// both are left out. A file system without some class of attributes is no error, but a capability must not get lost.
 fn set_xattrs(entry: &Entry, set: impl Fn(&[u8], &[u8]) -> Result<(), Errno>) -> Result<(), Error> {
     for (name, value) in &entry.xattrs {

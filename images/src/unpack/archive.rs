@@ -106,7 +106,7 @@ impl<R: BufRead> Archive<R> {
                 b'K' => long_link = Some(until_nul(self.record(size)?)),
                 // Global records (git archive writes a comment) and GNU volume labels describe no entry.
                 b'g' | b'V' => {
-                    self.skip(padded(size).ok_or_else(|| self.malformed("a size overflows"))?)?
+                    self.skip(padded(size).ok_or_else(|| self.malformed("a size overflows"))?)?;
                 }
                 _ => {
                     return self
