@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Archives made by chance.
+//!
+//! If the unpacking were wrong, these could harm the machine that they run on, as root. So they run in a process whose
+//! file systems are all read-only but for a temporary one.
 
 use super::{Builder, listing, target, text};
 use crate::unpack::tree::open_root;
 use crate::unpack::{Whiteouts, unpack};
+use obuild_fixtures::{root, skip};
 use proptest::prelude::*;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 
 /// Names that collide, climb, hide and escape.
 fn nasty_name() -> impl Strategy<Value = Vec<u8>> {
@@ -47,12 +52,64 @@ fn nasty_entry() -> impl Strategy<Value = (u8, Vec<u8>, Vec<u8>, Vec<u8>, u32)> 
     )
 }
 
+/// Runs the body in a jail: the test's own program again, in a mount namespace where only `/var/tmp` can be written.
+fn jailed(test: &str, body: fn()) {
+    const JAILED: &str = "OBUILD_TEST_JAILED";
+    if std::env::var_os(JAILED).is_some() {
+        return body();
+    }
+    if !root() {
+        return;
+    }
+    let script = r#"set -e
+        mount --make-rprivate /
+        mount -t tmpfs none /var/tmp
+        for place in $(cut -d' ' -f5 /proc/self/mountinfo); do
+            [ "$place" = /var/tmp ] || mount -o remount,bind,ro "$place" 2>/dev/null || :
+        done
+        if touch /not-jailed 2>/dev/null; then echo 'the jail is open'; exit 1; fi
+        cd /var/tmp
+        exec "$@""#;
+    let program = std::env::current_exe().expect("the test has a program");
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(program)
+        .args(["--exact", "--nocapture", test])
+        .env(JAILED, "1")
+        .env("OBUILD_TEST_DIR", "/var/tmp")
+        .output();
+    let Ok(output) = output else {
+        return skip("needs unshare");
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}{errors}"
+    );
+}
+
+#[test]
+fn nothing_outside_the_root_changes() {
+    jailed(
+        "unpack::tests::random::nothing_outside_the_root_changes",
+        unpack_nasty_entries,
+    );
+}
+
+#[test]
+fn no_bytes_make_the_reader_panic() {
+    jailed(
+        "unpack::tests::random::no_bytes_make_the_reader_panic",
+        unpack_noise,
+    );
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever the entries are, nothing outside the root changes, and there is no panic.
-    #[test]
-    fn nothing_outside_the_root_changes(
+    fn unpack_nasty_entries(
         entries in prop::collection::vec(nasty_entry(), 1..25),
         whiteouts in prop::sample::select(vec![Whiteouts::Literal, Whiteouts::Ignored, Whiteouts::Applied]),
     ) {
@@ -98,8 +155,7 @@ proptest! {
     }
 
     /// No bytes make the reader panic, and damage to a good archive does not either.
-    #[test]
-    fn no_bytes_make_the_reader_panic(
+    fn unpack_noise(
         noise in prop::collection::vec(any::<u8>(), 0..4096),
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
         cut in any::<prop::sample::Index>(),
