@@ -8,12 +8,12 @@
 //! directory in its place: btrfs does not snapshot nested subvolumes.
 
 use crate::place::Place;
-use crate::trees::{Layers, Trees};
+use crate::trees::{self, Layers, Trees};
 use crate::{Error, Kind, Rootfs, sys, tree};
 use rustix::fs::{AtFlags, Mode, StatVfsMountFlags};
 use rustix::io::Errno;
 use std::collections::HashSet;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -84,11 +84,8 @@ impl Trees for Btrfs {
         Ok(())
     }
 
-    fn destroy(&self, place: &Place, entry: &str) -> Result<(), Error> {
-        let trash = open(place, "trash")?;
-        let name = CString::new(entry).expect("a store's names hold no NUL");
-        tree::remove(trash.as_fd(), &name, Some(&destroy_subvolume))
-            .map_err(|errno| place.error("delete", &format!("trash/{entry}"), errno))
+    fn destroy(&self, place: &Place, name: &str) -> Result<(), Error> {
+        trees::destroy(place, name, Some(&destroy_subvolume))
     }
 
     /// Counts the extents that are younger than the snapshot, as far as they are on the disk: exact after

@@ -6,7 +6,7 @@
 //! strings at 256 bytes; there the overlay is mounted by `mount(2)` in a mount namespace that lives as long as the
 //! call, and its mount is cloned out of it.
 
-use crate::{Error, OverlayMount, Rootfs, sys};
+use crate::{Error, OverlayMount, Rootfs, Upper, sys};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags};
@@ -31,7 +31,8 @@ impl Rootfs {
     ///
     /// For [`Rootfs::Overlay`] it is a fresh mount that is attached nowhere. It can be used with the `*at` calls, or
     /// attached with `move_mount(2)`, and is gone when the descriptor is closed and it was not attached. Read the
-    /// directory through `openat(fd, ".")`. A writable recipe must not be open twice at the same time.
+    /// directory through `openat(fd, ".")`. A writable recipe can be opened again and again,
+    /// but not twice at the same time.
     ///
     /// A writable overlay is mounted `volatile`: what is written reaches the disk with [`Store::sync`](crate::Store::sync),
     /// not before.
@@ -107,6 +108,7 @@ fn mount(recipe: &OverlayMount) -> Result<OwnedFd, Failure> {
         }
     }
     if let Some(upper) = &recipe.upper {
+        allow_again(upper);
         set_path("upperdir", &upper.upper).map_err(fail)?;
         set_path("workdir", &upper.work).map_err(fail)?;
         rustix::mount::fsconfig_set_flag(&context, "volatile").map_err(fail)?;
@@ -142,6 +144,7 @@ fn mount_by_string(recipe: &OverlayMount) -> Result<OwnedFd, Error> {
         }
         let mut flags = MountFlags::NOATIME;
         if let Some(upper) = &recipe.upper {
+            allow_again(upper);
             let (upper, work) = (short(&upper.upper)?, short(&upper.work)?);
             for text in [",upperdir=", &upper, ",workdir=", &work, ",volatile"] {
                 options += text;
@@ -160,6 +163,16 @@ fn mount_by_string(recipe: &OverlayMount) -> Result<OwnedFd, Error> {
         Ok(rustix::mount::open_tree(rustix::fs::CWD, path, clone)?)
     })
     .map_err(|source| Error::io("mount an overlay for", path, source))
+}
+
+/// Takes away the mark by which the kernel knows a layer that was mounted `volatile` before. It stands for what a crash
+/// may have torn; but a tree being made does not survive one, and its next mount may follow.
+fn allow_again(upper: &Upper) {
+    let mark = upper.work.join("work/incompat/volatile");
+    if rustix::fs::unlink(mark.join("dirty")).is_ok() {
+        // If this fails, the mount says so.
+        let _ = rustix::fs::rmdir(mark);
+    }
 }
 
 /// Opens `path` and returns a short path that leads to it as long as the descriptor is open.

@@ -4,15 +4,14 @@
 //!
 //! It works in any directory whose file system can hold an upper layer (ext4, XFS, btrfs) and needs root. Beside `fs`, a slot
 //! that is being written has `work`, the kernel's scratch directory. It is thrown away before the commit, and with it
-//! the mark `work/incompat/volatile` that a volatile mount leaves.
+//! the mark `incompat/volatile` that a volatile mount leaves.
 
 use crate::place::Place;
-use crate::trees::{Layers, Trees};
+use crate::trees::{self, Layers, Trees};
 use crate::{Error, Kind, OverlayMount, Rootfs, Upper, sys, tree};
 use rustix::fs::{AtFlags, Mode, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::CString;
-use std::os::fd::AsFd as _;
 
 /// The overlay kind.
 pub(crate) struct Overlay;
@@ -24,6 +23,16 @@ const LAYERS: Layers = Layers {
     snapshot: 64,
     cache: 16,
 };
+
+/// What a volatile mount leaves in a slot, innermost first; `work` itself is the last (linux v6.1 fs/overlayfs/super.c,
+/// `ovl_create_volatile_dirty`).
+const LEFT_BY_MOUNT: [(&str, AtFlags); 5] = [
+    ("work/work/incompat/volatile/dirty", AtFlags::empty()),
+    ("work/work/incompat/volatile", AtFlags::REMOVEDIR),
+    ("work/work/incompat", AtFlags::REMOVEDIR),
+    ("work/work", AtFlags::REMOVEDIR),
+    ("work", AtFlags::REMOVEDIR),
+];
 
 /// `OVERLAYFS_SUPER_MAGIC`: linux include/uapi/linux/magic.h.
 const OVERLAYFS: i64 = 0x794c_7630;
@@ -106,34 +115,20 @@ impl Trees for Overlay {
     }
 
     fn finish(&self, place: &Place, slot: &str) -> Result<(), Error> {
-        // What a clean mount leaves is taken away by hand; the general way is for the rest.
-        for name in [
-            "work/work",
-            "work/incompat/volatile",
-            "work/incompat",
-            "work",
-        ] {
+        // What one mount leaves is taken away by hand; the general way is for the rest.
+        let gone = LEFT_BY_MOUNT.iter().all(|(name, flags)| {
             let name = format!("{slot}/{name}");
-            match rustix::fs::unlinkat(place.descriptor(), &name, AtFlags::REMOVEDIR) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(_) => break,
-            }
+            let result = rustix::fs::unlinkat(place.descriptor(), &name, *flags);
+            matches!(result, Ok(()) | Err(Errno::NOENT))
+        });
+        if gone {
+            return Ok(());
         }
-        let slot_directory = match place.open_directory(slot) {
-            Ok(directory) => directory,
-            Err(errno) => return Err(place.error("open", slot, errno)),
-        };
-        tree::remove(slot_directory.as_fd(), c"work", None)
-            .map_err(|errno| place.error("clear", slot, errno))
+        self.destroy(place, &format!("{slot}/work"))
     }
 
-    fn destroy(&self, place: &Place, entry: &str) -> Result<(), Error> {
-        let trash = place
-            .open_directory("trash")
-            .map_err(|errno| place.error("open", "trash", errno))?;
-        let name = CString::new(entry).expect("a store's names hold no NUL");
-        tree::remove(trash.as_fd(), &name, None)
-            .map_err(|errno| place.error("delete", &format!("trash/{entry}"), errno))
+    fn destroy(&self, place: &Place, name: &str) -> Result<(), Error> {
+        trees::destroy(place, name, None)
     }
 
     fn size(&self, place: &Place, name: &str, _has_parent: bool) -> Result<u64, Error> {

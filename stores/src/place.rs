@@ -134,18 +134,29 @@ impl Place {
 
     /// Writes a new file.
     pub(crate) fn write(&self, name: &str, content: &str) -> Result<(), Error> {
-        self.write_through(name, content, false)
+        self.write_through(name, content, OFlags::TRUNC, false)
+    }
+
+    /// Writes over a file in the blocks that it has.
+    pub(crate) fn overwrite(&self, name: &str, content: &str) -> Result<(), Error> {
+        self.write_through(name, content, OFlags::empty(), false)
     }
 
     /// Replaces a file at once: it has the old content or the new, whatever happens.
     pub(crate) fn replace(&self, name: &str, content: &str, durable: bool) -> Result<(), Error> {
         let temporary = format!("{name}.new");
-        self.write_through(&temporary, content, durable)?;
+        self.write_through(&temporary, content, OFlags::TRUNC, durable)?;
         self.rename(&temporary, name)
     }
 
-    fn write_through(&self, name: &str, content: &str, durable: bool) -> Result<(), Error> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    fn write_through(
+        &self,
+        name: &str,
+        content: &str,
+        truncate: OFlags,
+        durable: bool,
+    ) -> Result<(), Error> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | truncate;
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
         let file = rustix::fs::openat(&self.descriptor, name, flags, mode)
             .map_err(|errno| self.error("create", name, errno))?;
@@ -154,6 +165,10 @@ impl Place {
             let count =
                 rustix::io::write(&file, rest).map_err(|errno| self.error("write", name, errno))?;
             rest = &rest[count..];
+        }
+        if truncate.is_empty() {
+            rustix::fs::ftruncate(&file, content.len() as u64)
+                .map_err(|errno| self.error("write", name, errno))?;
         }
         if durable {
             rustix::fs::fsync(&file).map_err(|errno| self.error("write", name, errno))?;

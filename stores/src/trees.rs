@@ -3,7 +3,10 @@
 //! trees, and what a tree stands on.
 
 use crate::place::Place;
+use crate::tree::{self, Subvolumes};
 use crate::{Error, Kind, Rootfs};
+use std::ffi::CString;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 /// A way to keep writable copies of trees in the directories of a store.
@@ -26,8 +29,8 @@ pub(crate) trait Trees: Send + Sync + 'static {
     /// Takes away what is beside `SLOT/fs` and was needed only for writing.
     fn finish(&self, place: &Place, slot: &str) -> Result<(), Error>;
 
-    /// Deletes an entry of `trash/` for good.
-    fn destroy(&self, place: &Place, entry: &str) -> Result<(), Error>;
+    /// Deletes a directory for good. It is in another directory of the store, `trash` if it can be.
+    fn destroy(&self, place: &Place, name: &str) -> Result<(), Error>;
 
     /// Returns the bytes that the tree at `name` holds of its own.
     fn size(&self, place: &Place, name: &str, has_parent: bool) -> Result<u64, Error>;
@@ -40,6 +43,17 @@ pub(crate) struct Layers {
     pub(crate) snapshot: usize,
     /// For caches.
     pub(crate) cache: usize,
+}
+
+/// Deletes a directory for good.
+pub(crate) fn destroy(place: &Place, name: &str, subvolumes: Subvolumes<'_>) -> Result<(), Error> {
+    let (directory, entry) = name
+        .rsplit_once('/')
+        .expect("it is in a directory of the store");
+    let fail = |errno| place.error("delete", name, errno);
+    let entry = CString::new(entry).expect("a store's names hold no NUL");
+    let directory = place.open_directory(directory).map_err(fail)?;
+    tree::remove(directory.as_fd(), &entry, subvolumes).map_err(fail)
 }
 
 /// Returns how to read a tree that consists of these layers, topmost first.

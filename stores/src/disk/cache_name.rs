@@ -52,7 +52,7 @@ mod tests {
             b"1",
             &long("a"),
             &long("b"),
-            cut[2..].as_bytes(),
+            &cut.as_bytes()[2..],
         ];
         let encoded: HashSet<String> = names.iter().map(|name| encode(name)).collect();
         assert_eq!(encoded.len(), names.len());

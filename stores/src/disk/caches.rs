@@ -166,8 +166,8 @@ impl Shared {
     }
 
     /// Returns a name that nothing else ever has.
-    fn unique(&self) -> Result<String, Error> {
-        Ok(format!("{}-{}", self.owner()?.name, self.number()))
+    fn unique(&self) -> String {
+        format!("{}-{}", self.name, self.number())
     }
 
     pub(super) fn lease_cache(
@@ -229,13 +229,13 @@ impl Shared {
 
     /// Makes the first, empty content. The cache must be locked.
     fn make_cache(&self, cache: &str, name: &[u8]) -> Result<Current, Error> {
-        let layer = self.unique()?;
+        let layer = self.unique();
         let slot = format!("caches/{cache}/{layer}");
         self.place.make_directory(&slot, 0o755)?;
         self.trees.create(&self.place, &slot, &[])?;
         let current = Current {
             name: name.to_owned(),
-            token: self.unique()?,
+            token: self.unique(),
             layers: vec![CacheLayer {
                 name: layer,
                 entries: 0,
@@ -294,7 +294,7 @@ impl Shared {
         let number = super::snapshots::number(slot);
         self.place
             .mark(&format!("provisional/{cache}.{owner}.{number}"))?;
-        let name = self.unique()?;
+        let name = self.unique();
         let directory = format!("caches/{cache}/{name}");
         self.place.make_directory(&directory, 0o755)?;
         self.place
@@ -305,7 +305,7 @@ impl Shared {
         }
         let current = Current {
             name: old.name,
-            token: self.unique()?,
+            token: self.unique(),
             layers,
         };
         self.set_current(cache, &current)?;
@@ -341,7 +341,7 @@ impl Shared {
         else {
             return Ok(());
         };
-        let name = self.unique()?;
+        let name = self.unique();
         let directory = format!("caches/{cache}/{name}");
         self.place.make_directory(&directory, 0o755)?;
         self.place.rename(&merged, &format!("{directory}/fs"))?;
@@ -352,7 +352,6 @@ impl Shared {
 
     pub(super) fn delete_cache(&self, name: &[u8]) -> Result<(), Error> {
         let cache = encode(name);
-        self.owner()?;
         {
             let Some(_lock) = self.lock_cache(&cache, false)? else {
                 return Ok(());
@@ -396,8 +395,8 @@ impl Shared {
             }
             trash
         };
-        for entry in trash {
-            self.trees.destroy(&self.place, &entry)?;
+        for name in trash {
+            self.trees.destroy(&self.place, &name)?;
         }
         Ok(())
     }

@@ -30,20 +30,19 @@ impl Shared {
         if seen()? {
             return Ok(());
         }
-        // Before the lock, which making it takes too.
-        self.owner()?;
-        let _lock = self.lock(true)?;
+        let lock = self.lock(true)?;
         if seen()? {
             return Ok(());
         }
+        let mut trash = Vec::new();
         // No process of an earlier boot lives, so every mark is of something finished or given up.
         let marks = self.place.names("provisional")?;
         for mark in &marks {
             let name = committed_as(mark).0;
             if let Ok(id) = name.parse() {
-                self.drop_with_descendants(id)?;
+                self.drop_with_descendants(id, &mut trash)?;
             } else {
-                self.trash(&format!("caches/{name}"))?;
+                trash.extend(self.trash(&format!("caches/{name}"))?);
             }
         }
         for mark in &marks {
@@ -55,12 +54,18 @@ impl Shared {
                 "dropped what had not reached the disk when the machine went down"
             );
         }
-        self.place.replace(BOOT, &format!("{now}\n"), false)
+        // In place, which works on a full disk too; half of it is no boot's id, and has the next one look again.
+        self.place.overwrite(BOOT, &format!("{now}\n"))?;
+        drop(lock);
+        for name in trash {
+            self.trees.destroy(&self.place, &name)?;
+        }
+        Ok(())
     }
 
     /// Moves a snapshot and everything that stands on it to the trash, descendants first, so that a crash in
     /// the middle leaves no snapshot without its parent.
-    fn drop_with_descendants(&self, id: SnapshotId) -> Result<(), Error> {
+    fn drop_with_descendants(&self, id: SnapshotId, trash: &mut Vec<String>) -> Result<(), Error> {
         let mut found = vec![id];
         let mut next = 0;
         while let Some(parent) = found.get(next).copied() {
@@ -73,7 +78,7 @@ impl Shared {
             }
         }
         for id in found.into_iter().rev() {
-            self.trash(&format!("snapshots/{id}"))?;
+            trash.extend(self.trash(&format!("snapshots/{id}"))?);
         }
         Ok(())
     }
@@ -103,7 +108,6 @@ impl Shared {
     }
 
     pub(super) fn sweep(&self) -> Result<(), Error> {
-        let ours = self.owner()?.name.clone();
         let lock = self.lock(true)?;
         let mut dead = Vec::new();
         let mut alive = Vec::new();
@@ -115,6 +119,7 @@ impl Shared {
             }
         }
         let mut orphans = Vec::new();
+        let mut trash = Vec::new();
         for owner in &dead {
             for slot in self.place.names(&format!("drafts/{owner}"))? {
                 let meta = self.place.read(&format!("drafts/{owner}/{slot}/meta"));
@@ -126,7 +131,7 @@ impl Shared {
                     orphans.push((parent, id));
                 }
             }
-            self.trash(&format!("drafts/{owner}"))?;
+            trash.extend(self.trash(&format!("drafts/{owner}"))?);
         }
         for (parent, id) in orphans {
             self.forget_child(parent, id)?;
@@ -134,16 +139,17 @@ impl Shared {
         // Others are at work on theirs.
         let others = |entry: &String| {
             let owner = entry.split_once('.').map_or("", |(owner, _)| owner);
-            owner != ours && alive.iter().any(|alive| alive == owner)
+            owner != self.name && alive.iter().any(|alive| alive == owner)
         };
-        let mut trash = self.place.names("trash")?;
-        trash.retain(|entry| !others(entry));
+        let entries = self.place.names("trash")?;
+        let entries = entries.into_iter().filter(|entry| !others(entry));
+        trash.extend(entries.map(|entry| format!("trash/{entry}")));
         drop(lock);
         if !dead.is_empty() {
             self.sweep_caches()?;
         }
-        for entry in trash {
-            self.trees.destroy(&self.place, &entry)?;
+        for name in trash {
+            self.trees.destroy(&self.place, &name)?;
         }
         Ok(())
     }

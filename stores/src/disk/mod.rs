@@ -18,7 +18,8 @@
 //!
 //! *Commit* is one rename from `drafts` to `snapshots`. *Deletion* is one rename to `trash`; the work comes after. The
 //! store as a whole is locked (`flock(2)` on PATH) shared while a draft is begun, and alone while snapshots are removed,
-//! so that a parent cannot go while a child starts from it. Nothing on the way of a step reads a directory.
+//! so that a parent cannot go while a child starts from it. A directory in `snapshots` without `meta` is no snapshot but the
+//! rest of one. Nothing on the way of a step reads a directory.
 
 mod cache_name;
 mod caches;
@@ -33,7 +34,8 @@ use crate::place::{Lock, Place};
 use crate::store::{CacheLease, Options, Snapshot, Space, Store, StoreUrl};
 use crate::trees::Trees;
 use crate::{Error, SnapshotId};
-use owner::{Owner, purpose};
+use owner::{Owner, purpose, unique_name};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -51,6 +53,8 @@ pub(crate) struct Shared {
     url: String,
     state: PathBuf,
     wait: Duration,
+    /// The owner's name, used before it is one too.
+    name: String,
     owner: OnceLock<Owner>,
     making_owner: Mutex<()>,
     counter: AtomicU64,
@@ -68,13 +72,18 @@ impl Shared {
         self.counter.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Moves something to the trash. Returns its entry there, or `None` if it was not there.
+    /// Puts something out of sight, by moving it to the trash. Returns what is to be deleted, or `None` if there
+    /// is nothing.
     fn trash(&self, name: &str) -> Result<Option<String>, Error> {
-        let entry = format!("{}.{}", self.owner()?.name, self.number());
-        match self.place.rename(name, &format!("trash/{entry}")) {
-            Ok(()) => Ok(Some(entry)),
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                Ok(None)
+        // No owner is made for it: a full disk must not keep anyone from making room.
+        let trash = format!("trash/{}.{}", self.name, self.number());
+        match self.place.rename(name, &trash) {
+            Ok(()) => Ok(Some(trash)),
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::StorageFull => {
+                // A full btrfs has no room for a rename, but for deletion. Without its meta a snapshot is none.
+                self.place.unlink(&format!("{name}/meta"))?;
+                Ok(Some(name.to_owned()))
             }
             Err(error) => Err(error),
         }
@@ -83,7 +92,7 @@ impl Shared {
     /// Deletes something for good, by way of the trash.
     fn throw_away(&self, name: &str) -> Result<(), Error> {
         match self.trash(name)? {
-            Some(entry) => self.trees.destroy(&self.place, &entry),
+            Some(trash) => self.trees.destroy(&self.place, &trash),
             None => Ok(()),
         }
     }
@@ -114,6 +123,7 @@ impl Disk {
             trees,
             url: url.to_string(),
             wait: options.wait,
+            name: unique_name(),
             owner: OnceLock::new(),
             making_owner: Mutex::new(()),
             counter: AtomicU64::new(0),

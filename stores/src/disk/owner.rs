@@ -7,12 +7,12 @@
 use super::Shared;
 use crate::Error;
 use crate::place::Lock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// The directory of an open store's unfinished things.
 #[derive(Debug)]
 pub(crate) struct Owner {
-    /// Its name: no dot in it, and never used twice.
     pub(crate) name: String,
     _lock: Lock,
 }
@@ -31,15 +31,12 @@ impl Shared {
             return Ok(owner);
         }
         let _lock = self.lock(false)?;
-        let owner = loop {
-            let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-            let name = format!("{:x}-{:x}", now.as_nanos(), std::process::id());
-            let directory = format!("drafts/{name}");
-            if self.place.make_directory(&directory, 0o700)?
-                && let Some(lock) = self.place.lock(&directory, true, self.wait)?
-            {
-                break Owner { name, _lock: lock };
-            }
+        let directory = format!("drafts/{}", self.name);
+        self.place.make_directory(&directory, 0o700)?;
+        let lock = self.place.lock(&directory, true, self.wait)?;
+        let owner = Owner {
+            name: self.name.clone(),
+            _lock: lock.expect("it was made just now"),
         };
         Ok(self.owner.get_or_init(|| owner))
     }
@@ -71,6 +68,18 @@ impl Shared {
         }
         Ok(slots)
     }
+}
+
+/// Returns a name for an owner: no dot in it, and never used twice.
+pub(super) fn unique_name() -> String {
+    static OPENED: AtomicU32 = AtomicU32::new(0);
+    let now = SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap_or_default()
+        .as_nanos();
+    // In one process two stores may be opened within one tick of the clock.
+    let opened = OPENED.fetch_add(1, Ordering::Relaxed);
+    format!("{now:x}-{:x}-{opened:x}", std::process::id())
 }
 
 /// Splits a slot's name into what it is for and its number.

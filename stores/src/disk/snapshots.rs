@@ -32,13 +32,13 @@ impl Slot {
             return Ok(());
         }
         let shared = &self.shared;
-        let entry = shared.trash(&self.path())?;
+        let trash = shared.trash(&self.path())?;
         if let Some(parent) = self.meta.parent {
             let _lock = shared.lock(true)?;
             shared.forget_child(parent, self.id)?;
         }
-        match entry {
-            Some(entry) => shared.trees.destroy(&shared.place, &entry),
+        match trash {
+            Some(trash) => shared.trees.destroy(&shared.place, &trash),
             None => Ok(()),
         }
     }
@@ -85,47 +85,50 @@ impl Shared {
         id: SnapshotId,
         parent: Option<SnapshotId>,
     ) -> Result<Draft, Error> {
-        let owner = self.owner()?.name.clone();
-        // Until the mark in the parent is made, the parent must not go.
-        let lock = parent.is_some().then(|| self.lock(false)).transpose()?;
-        if self.place.exists(&format!("snapshots/{id}"))? {
-            return Err(Error::Exists(id));
-        }
-        let meta = match parent {
-            None => Meta::default(),
-            Some(parent) => {
-                let meta = self.meta(parent)?.ok_or(Error::NoSuchSnapshot(parent))?;
-                meta.child(parent, self.trees.layers().is_some())
-            }
-        };
         let mut slot = Slot {
             shared: Arc::clone(self),
             id,
-            owner,
+            owner: self.owner()?.name.clone(),
             name: format!("{id}.{}", self.number()),
-            meta,
+            meta: Meta::default(),
             done: true,
         };
-        let path = slot.path();
-        self.place.make_directory(&path, 0o755)?;
-        slot.done = false;
-        self.place
-            .write(&format!("{path}/meta"), &slot.meta.to_text())?;
-        if let Some(parent) = parent {
-            self.place.mark(&format!("snapshots/{parent}/child.{id}"))?;
-        }
-        drop(lock);
+        self.begin(&mut slot, parent)?;
         let below: Vec<String> = match parent {
             Some(parent) if slot.meta.lower.is_empty() => vec![Layer::own(parent).path()],
             _ => slot.meta.lower.iter().map(|layer| layer.path()).collect(),
         };
-        let rootfs = self.trees.create(&self.place, &path, &below)?;
+        let rootfs = self.trees.create(&self.place, &slot.path(), &below)?;
         Ok(Draft {
             id,
             parent,
             rootfs,
             guard: Box::new(slot),
         })
+    }
+
+    /// Makes the slot's directory and marks the parent, which cannot go any more after that. The store is locked
+    /// no longer when this returns, as a failed slot is thrown away under a lock.
+    fn begin(&self, slot: &mut Slot, parent: Option<SnapshotId>) -> Result<(), Error> {
+        let _lock = parent.is_some().then(|| self.lock(false)).transpose()?;
+        if self.place.exists(&format!("snapshots/{}/meta", slot.id))? {
+            return Err(Error::Exists(slot.id));
+        }
+        if let Some(parent) = parent {
+            let meta = self.meta(parent)?.ok_or(Error::NoSuchSnapshot(parent))?;
+            slot.meta = meta.child(parent, self.trees.layers().is_some());
+        }
+        let path = slot.path();
+        self.place.make_directory(&path, 0o755)?;
+        slot.done = false;
+        self.place
+            .write(&format!("{path}/meta"), &slot.meta.to_text())?;
+        match parent {
+            Some(parent) => self
+                .place
+                .mark(&format!("snapshots/{parent}/child.{}", slot.id)),
+            None => Ok(()),
+        }
     }
 
     /// Takes the slot out of a draft, which must be of this store.
@@ -157,14 +160,20 @@ impl Shared {
         // the mark is there if the snapshot is.
         let mark = format!("provisional/{id}.{}.{}", slot.owner, number(&slot.name));
         self.place.mark(&mark)?;
-        if self.place.rename_new(&path, &format!("snapshots/{id}"))? {
-            slot.done = true;
-            return Ok(self.snapshot(id, &slot.meta));
+        let target = format!("snapshots/{id}");
+        loop {
+            if self.place.rename_new(&path, &target)? {
+                slot.done = true;
+                return Ok(self.snapshot(id, &slot.meta));
+            }
+            if let Some(meta) = self.meta(id)? {
+                slot.throw_away()?;
+                self.place.unlink(&mark)?;
+                return Ok(self.snapshot(id, &meta));
+            }
+            // What is left of a snapshot whose deletion was cut short.
+            self.throw_away(&target)?;
         }
-        slot.throw_away()?;
-        self.place.unlink(&mark)?;
-        let meta = self.meta(id)?.ok_or(Error::NoSuchSnapshot(id))?;
-        Ok(self.snapshot(id, &meta))
     }
 
     /// Makes `merged` from the draft's layer and all layers below it but the last. That one is the base, mostly: it
@@ -206,7 +215,10 @@ impl Shared {
     }
 
     pub(super) fn remove(&self, id: SnapshotId) -> Result<(), Error> {
-        self.owner()?;
+        // Others leave the trash of an owner alone; without one they help to delete it.
+        if let Err(error) = self.owner() {
+            tracing::debug!(%error, "removing without an owner");
+        }
         let lock = self.lock(true)?;
         let directory = format!("snapshots/{id}");
         let mut children = Vec::new();
@@ -228,13 +240,13 @@ impl Shared {
         }
         // A snapshot whose meta is damaged can be removed all the same.
         let parent = self.meta(id).ok().flatten().and_then(|meta| meta.parent);
-        let entry = self.trash(&directory)?;
+        let trash = self.trash(&directory)?;
         if let Some(parent) = parent {
             self.forget_child(parent, id)?;
         }
         drop(lock);
-        match entry {
-            Some(entry) => self.trees.destroy(&self.place, &entry),
+        match trash {
+            Some(trash) => self.trees.destroy(&self.place, &trash),
             None => Ok(()),
         }
     }

@@ -9,7 +9,7 @@ mod size;
 
 pub(crate) use copy::{copy_attributes, copy_node};
 pub(crate) use merge::{Whiteouts, merge};
-pub(crate) use remove::remove;
+pub(crate) use remove::{Subvolumes, remove};
 pub(crate) use size::size;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, StatFs};
@@ -29,7 +29,7 @@ pub(crate) fn open(directory: impl AsFd, name: impl rustix::path::Arg) -> Result
 }
 
 /// Calls `each` with every name in the directory and its kind, which may be unknown.
-fn entries(
+pub(crate) fn entries(
     directory: BorrowedFd<'_>,
     mut each: impl FnMut(CString, FileType) -> Result<()>,
 ) -> Result<()> {

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a crash of the machine leaves.
+
+use crate::subject::{Fixture, id};
+use crate::trees::{Tree, commit, tree};
+
+crate::suite!(persistent:
+    snapshots_are_there_when_the_store_is_opened_again
+    after_a_boot_only_what_was_synced_is_left
+    any_process_may_sync_for_all
+    a_draft_under_way_is_not_made_durable_by_a_sync
+    a_cache_that_was_not_synced_is_dropped
+);
+
+fn snapshots_are_there_when_the_store_is_opened_again(fixture: &Fixture) {
+    commit(&*fixture.store, id(1), None, |tree| {
+        tree.write("file", "content");
+    });
+    let again = fixture.reopen();
+    assert_eq!(tree(&*again, id(1)).read("file").unwrap(), "content");
+    // Both at once.
+    commit(&*again, id(2), Some(id(1)), |_| {});
+    assert_eq!(
+        fixture.store.get(id(2)).unwrap().unwrap().parent,
+        Some(id(1))
+    );
+    drop(again);
+    // Within one boot, what was not synced stays.
+    assert_eq!(fixture.reopen().list().unwrap().len(), 2);
+}
+
+fn after_a_boot_only_what_was_synced_is_left(fixture: &Fixture) {
+    let store = &*fixture.store;
+    commit(store, id(1), None, |_| {});
+    commit(store, id(2), Some(id(1)), |_| {});
+    store.sync().unwrap();
+    commit(store, id(3), Some(id(2)), |_| {});
+    commit(store, id(4), Some(id(3)), |_| {});
+    commit(store, id(5), None, |_| {});
+    let rebooted = fixture.reopen_after_boot("second boot");
+    let mut left: Vec<_> = rebooted
+        .list()
+        .unwrap()
+        .into_iter()
+        .map(|(id, _)| id)
+        .collect();
+    left.sort();
+    assert_eq!(left, [id(1), id(2)]);
+    // They can be made again, and stay when they are synced.
+    commit(&*rebooted, id(3), Some(id(2)), |tree| {
+        tree.write("again", "");
+    });
+    rebooted.sync().unwrap();
+    drop(rebooted);
+    let rebooted = fixture.reopen_after_boot("third boot");
+    assert_eq!(tree(&*rebooted, id(3)).names("."), ["again"]);
+    rebooted.remove(id(3)).unwrap();
+    // No mark of a child that is gone holds the parent.
+    rebooted.remove(id(2)).unwrap();
+}
+
+fn any_process_may_sync_for_all(fixture: &Fixture) {
+    let other = fixture.reopen();
+    commit(&*other, id(1), None, |_| {});
+    drop(other);
+    fixture.store.sync().unwrap();
+    assert!(
+        fixture
+            .reopen_after_boot("second boot")
+            .get(id(1))
+            .unwrap()
+            .is_some()
+    );
+}
+
+fn a_draft_under_way_is_not_made_durable_by_a_sync(fixture: &Fixture) {
+    let store = &*fixture.store;
+    let draft = store.prepare(id(1), None).unwrap();
+    Tree::open(draft.rootfs()).write("file", "");
+    store.sync().unwrap();
+    store.commit(draft).unwrap();
+    assert!(
+        fixture
+            .reopen_after_boot("second boot")
+            .get(id(1))
+            .unwrap()
+            .is_none()
+    );
+}
+
+fn a_cache_that_was_not_synced_is_dropped(fixture: &Fixture) {
+    let store = &*fixture.store;
+    let add = |name: &str| {
+        let lease = store.lease_cache(name.as_bytes(), (0, 0)).unwrap();
+        Tree::open(&lease.rootfs).write("file", "");
+        store.release_cache(lease).unwrap();
+    };
+    add("safe");
+    add("torn");
+    store.sync().unwrap();
+    add("torn");
+    let rebooted = fixture.reopen_after_boot("second boot");
+    let caches = rebooted.caches().unwrap();
+    assert_eq!(
+        caches.iter().map(|(name, _)| &name[..]).collect::<Vec<_>>(),
+        [b"safe"]
+    );
+}

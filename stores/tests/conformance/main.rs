@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One suite that every kind of store must pass: what [`obuild_stores::Store`] promises, one test a promise.
+//!
+//! Tests that need another process start this program again and have it play a [`role`](processes).
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod bad_input;
+mod caches;
+mod durability;
+mod full_disk;
+mod layers;
+mod processes;
+mod snapshots;
+mod subject;
+mod trees;
+
+/// Runs test functions against `all` kinds of store, or against the `persistent` ones: all but the one for tests.
+macro_rules! suite {
+    (all: $($test:ident)*) => {
+        crate::suite!(@ memory MEMORY $($test)*);
+        crate::suite!(persistent: $($test)*);
+    };
+    (persistent: $($test:ident)*) => {
+        crate::suite!(@ overlay OVERLAY $($test)*);
+        crate::suite!(@ overlay_on_xfs OVERLAY_ON_XFS $($test)*);
+        crate::suite!(@ overlay_on_btrfs OVERLAY_ON_BTRFS $($test)*);
+        crate::suite!(@ btrfs BTRFS $($test)*);
+    };
+    (@ $module:ident $subject:ident $($test:ident)*) => {
+        mod $module {
+            $(
+                #[test]
+                fn $test() {
+                    if let Some(fixture) = crate::subject::$subject.fixture() {
+                        super::$test(&fixture);
+                        fixture.finish();
+                    }
+                }
+            )*
+        }
+    };
+}
+pub(crate) use suite;
