@@ -1,2 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Base images in, trees and archives out.
+//!
+//! A [`Reference`] names a base image, [`resolve`] finds out its identity and configuration, and [`import`] brings its tree into a
+//! store. Nothing here reads the environment or prints. All calls block: async callers run them on blocking threads.
+
+mod apt;
+mod architecture;
+mod config;
+mod debootstrap;
+mod digest;
+mod directory;
+mod error;
+mod import;
+mod layout;
+mod lock;
+mod reference;
+mod resolve;
+mod stamp;
+mod stream;
+mod tail;
+mod unpack;
+
+pub use architecture::host_architecture;
+pub use config::ImageConfig;
+pub use digest::Digest;
+pub use error::{Error, ErrorKind};
+pub use import::{Progress, import};
+pub use reference::Reference;
+pub use resolve::{ResolveOptions, Resolved, Tools, resolve};
+pub use stamp::{FileDigests, FileStamp, NoDigests};
+pub use unpack::Error as UnpackError;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What can go wrong with a base image.
+
+use crate::digest::Digest;
+use bstr::BString;
+use std::io;
+use std::path::PathBuf;
+
+/// Why a base image could not be resolved or imported.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The text names no image.
+    #[error("{text:?} does not name an image: {reason}")]
+    BadReference {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The image is in a registry.
+    #[error("cannot fetch {reference:?}: registries are not supported yet")]
+    Registry {
+        /// The reference.
+        reference: String,
+    },
+    /// A file or directory is not there or is of the wrong kind.
+    #[error("{} is not {wanted}: {reason}", path.display())]
+    NotUsable {
+        /// The path.
+        path: PathBuf,
+        /// What it should be, with its article: `an OCI image layout`.
+        wanted: &'static str,
+        /// Why it is not.
+        reason: String,
+    },
+    /// The image layout has no image of this tag.
+    #[error("{} has no image tagged {tag:?}", layout.display())]
+    NoSuchTag {
+        /// The layout.
+        layout: PathBuf,
+        /// The tag that was asked for.
+        tag: String,
+        /// The tags that it has.
+        tags: Vec<String>,
+    },
+    /// The image layout holds several images, and none was chosen.
+    #[error("{} holds {count} images", layout.display())]
+    Ambiguous {
+        /// The layout.
+        layout: PathBuf,
+        /// How many there are.
+        count: usize,
+        /// The tags that it has.
+        tags: Vec<String>,
+    },
+    /// The image exists, but not for this platform.
+    #[error("{} has no image for {wanted}", layout.display())]
+    NoSuchPlatform {
+        /// The layout.
+        layout: PathBuf,
+        /// The platform, as `linux/amd64`.
+        wanted: String,
+        /// The platforms that it has.
+        platforms: Vec<String>,
+    },
+    /// A JSON document does not parse.
+    #[error("{} is not a valid {what}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What it should be: `image index`.
+        what: &'static str,
+        /// The parser's words.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// An image is of a kind that cannot be a base, or its parts contradict each other.
+    #[error("the image in {} cannot be used: {reason}", layout.display())]
+    BadImage {
+        /// The layout.
+        layout: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A part of the image is missing.
+    #[error("{} is missing: it holds {what}", path.display())]
+    MissingBlob {
+        /// The blob's file.
+        path: PathBuf,
+        /// What it holds: `layer 2 of 3`.
+        what: String,
+    },
+    /// Bytes are not those that were promised.
+    #[error("{} is damaged: {what} should be {expected}, but is {found}", path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// Which digest: `its digest`, `the digest of its uncompressed content`.
+        what: &'static str,
+        /// The digest that was promised.
+        expected: Digest,
+        /// The digest of what is there.
+        found: Digest,
+    },
+    /// A file is compressed in a way that is not understood.
+    #[error("{} is compressed with {method}, which is not supported", path.display())]
+    Compression {
+        /// The file.
+        path: PathBuf,
+        /// The method's name.
+        method: &'static str,
+    },
+    /// An archive could not be unpacked.
+    #[error("cannot unpack {}", path.display())]
+    Unpack {
+        /// The archive.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: crate::UnpackError,
+    },
+    /// A system call failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A program that is needed is not installed.
+    #[error("{program} was not found in the search path")]
+    MissingProgram {
+        /// Its name.
+        program: &'static str,
+        /// The package that has it.
+        package: &'static str,
+    },
+    /// debootstrap could not make the tree.
+    #[error("debootstrap {suite} failed ({status}): {}", last_lines.join("; "))]
+    Debootstrap {
+        /// The suite.
+        suite: String,
+        /// How it ended.
+        status: String,
+        /// The end of its output, without credentials.
+        last_lines: Vec<String>,
+    },
+    /// The image's configuration has an environment variable without a value.
+    #[error("invalid environment in {}: {entry:?} should be 'K=V'", path.display())]
+    BadEnvironment {
+        /// The configuration's file.
+        path: PathBuf,
+        /// The entry.
+        entry: BString,
+    },
+    /// The directory tree could not be read or copied.
+    #[error("cannot use {} as a base", path.display())]
+    Tree {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store could not take the tree.
+    #[error(transparent)]
+    Store(#[from] obuild_stores::Error),
+    /// The caller cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Whose fault an error is; it fixes the program's exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// What the user wrote names something that is not there or not usable.
+    Usage,
+    /// The machine or a service failed.
+    Host,
+    /// The caller cancelled.
+    Cancelled,
+}
+
+impl Error {
+    /// Returns whose fault it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::BadReference { .. }
+            | Self::Registry { .. }
+            | Self::NotUsable { .. }
+            | Self::NoSuchTag { .. }
+            | Self::Ambiguous { .. }
+            | Self::NoSuchPlatform { .. }
+            | Self::Json { .. }
+            | Self::BadImage { .. }
+            | Self::BadEnvironment { .. }
+            | Self::Compression { .. } => ErrorKind::Usage,
+            Self::MissingBlob { .. }
+            | Self::Digest { .. }
+            | Self::Unpack { .. }
+            | Self::Io { .. }
+            | Self::MissingProgram { .. }
+            | Self::Debootstrap { .. }
+            | Self::Tree { .. }
+            | Self::Store(_) => ErrorKind::Host,
+            Self::Cancelled => ErrorKind::Cancelled,
+        }
+    }
+
+    /// Returns what a person can do about it, if that is known.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::BadReference { .. } => "bases are oci:PATH[:TAG], tar:FILE, dir:PATH, debootstrap:SUITE and scratch".into(),
+            Self::Registry { reference } => {
+                let name = reference.strip_prefix("docker://").unwrap_or(reference);
+                format!("copy it into an image layout, `skopeo copy docker://{name} oci:images:base`, and use (from oci:images:base)")
+            }
+            Self::NoSuchTag { tags, .. } if tags.is_empty() => "its images have no tags: leave the tag out".into(),
+            Self::NoSuchTag { tags, .. } => format!("its tags are {}", tags.join(", ")),
+            Self::Ambiguous { tags, .. } if tags.is_empty() => {
+                "none of them has a tag: give the wanted one a tag, for example with `umoci tag`".into()
+            }
+            Self::Ambiguous { tags, .. } => format!("choose one by its tag: {}", tags.join(", ")),
+            Self::NoSuchPlatform { platforms, .. } => format!("it has {}", platforms.join(", ")),
+            Self::MissingBlob { .. } | Self::Digest { .. } | Self::Json { .. } => {
+                "fetch or make the image again: this copy of it is not whole".into()
+            }
+            Self::Compression { .. } => "decompress it first, or compress it with gzip, zstd or xz".into(),
+            Self::MissingProgram { package, .. } => format!("install it, for example with `apt-get install {package}`"),
+            Self::Debootstrap { .. } => {
+                "see the step's log; the suite's name, the mirror of /etc/apt and the network are the usual causes".into()
+            }
+            Self::Unpack { source, .. } => return io_hint(source.io()?),
+            Self::Io { source, .. } | Self::Store(obuild_stores::Error::Io { source, .. }) => return io_hint(source),
+            _ => return None,
+        };
+        Some(hint)
+    }
+
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+        source: impl Into<io::Error>,
+    ) -> Self {
+        Self::Io {
+            action,
+            path: path.into(),
+            source: source.into(),
+        }
+    }
+}
+
+fn io_hint(error: &io::Error) -> Option<String> {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Some("the disk is full: free some space, for example with `obuild prune`".into())
+        }
+        io::ErrorKind::PermissionDenied => {
+            Some("only root can give files to other users and make devices: run as root".into())
+        }
+        _ => None,
+    }
+}

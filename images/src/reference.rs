@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The names of base images, as containers-transports(5) has them.
+
+use crate::Error;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Names a base image. Paths in it may be relative; [`crate::resolve`] takes them relative to its base directory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Reference {
+    /// `oci:PATH[:TAG]`: an image in an OCI image layout. The path ends at the first colon (containers-transports(5)).
+    Oci {
+        /// The layout's directory.
+        path: PathBuf,
+        /// The image's tag; may be left out where there is only one image.
+        tag: Option<String>,
+    },
+    /// `tar:FILE`: a root file system in an archive, plain or compressed.
+    Tar(PathBuf),
+    /// `dir:PATH`: a directory that is a root file system.
+    Directory(PathBuf),
+    /// `debootstrap:SUITE`: a minimal Debian or derivative, made by debootstrap.
+    Debootstrap(String),
+    /// `scratch`: nothing.
+    Scratch,
+    /// Anything else: an image in a registry.
+    Registry(String),
+}
+
+/// Transports of containers-transports(5) that are no registries and that we do not read.
+const FOREIGN: [&str; 6] = [
+    "docker-archive:",
+    "oci-archive:",
+    "docker-daemon:",
+    "containers-storage:",
+    "ostree:",
+    "sif:",
+];
+
+impl FromStr for Reference {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let bad = |reason: &str| Error::BadReference {
+            text: text.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let path = |path: &str| {
+            if path.is_empty() {
+                Err(bad("the path is missing"))
+            } else if path.contains('\0') {
+                Err(bad("a path has no NUL"))
+            } else {
+                Ok(PathBuf::from(path))
+            }
+        };
+        if text == "scratch" {
+            Ok(Self::Scratch)
+        } else if let Some(rest) = text.strip_prefix("oci:") {
+            let (directory, tag) = match rest.split_once(':') {
+                Some((_, "")) => return Err(bad("the tag after the colon is missing")),
+                Some((directory, tag)) => (directory, Some(tag.to_owned())),
+                None => (rest, None),
+            };
+            Ok(Self::Oci {
+                path: path(directory)?,
+                tag,
+            })
+        } else if let Some(rest) = text.strip_prefix("tar:") {
+            path(rest).map(Self::Tar)
+        } else if let Some(rest) = text.strip_prefix("dir:") {
+            path(rest).map(Self::Directory)
+        } else if let Some(suite) = text.strip_prefix("debootstrap:") {
+            let allowed = |byte: u8| {
+                byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".+-_".contains(&byte)
+            };
+            // The name becomes an argument and a file name under debootstrap's scripts.
+            if suite.bytes().all(allowed)
+                && suite.starts_with(|first: char| first.is_ascii_alphanumeric())
+            {
+                Ok(Self::Debootstrap(suite.to_owned()))
+            } else {
+                Err(bad("a suite is named in lower case, like bookworm"))
+            }
+        } else if let Some(transport) = FOREIGN
+            .iter()
+            .find(|transport| text.starts_with(**transport))
+        {
+            Err(bad(&format!(
+                "{transport} is not read; convert it with `skopeo copy {text} oci:PATH:TAG`"
+            )))
+        } else if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            Err(bad("a name has no blanks and is not empty"))
+        } else {
+            Ok(Self::Registry(text.to_owned()))
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Oci { path, tag: None } => write!(formatter, "oci:{}", path.display()),
+            Self::Oci {
+                path,
+                tag: Some(tag),
+            } => write!(formatter, "oci:{}:{tag}", path.display()),
+            Self::Tar(path) => write!(formatter, "tar:{}", path.display()),
+            Self::Directory(path) => write!(formatter, "dir:{}", path.display()),
+            Self::Debootstrap(suite) => write!(formatter, "debootstrap:{suite}"),
+            Self::Scratch => formatter.write_str("scratch"),
+            Self::Registry(name) => formatter.write_str(name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reference;
+
+    #[test]
+    fn every_form_is_read_and_written_back() {
+        for (text, reference) in [
+            (
+                "oci:a/b",
+                Reference::Oci {
+                    path: "a/b".into(),
+                    tag: None,
+                },
+            ),
+            (
+                "oci:/a:v1",
+                Reference::Oci {
+                    path: "/a".into(),
+                    tag: Some("v1".into()),
+                },
+            ),
+            (
+                "oci:/a:x.org/n:v1",
+                Reference::Oci {
+                    path: "/a".into(),
+                    tag: Some("x.org/n:v1".into()),
+                },
+            ),
+            ("tar:a:b.tar", Reference::Tar("a:b.tar".into())),
+            ("dir:.", Reference::Directory(".".into())),
+            (
+                "debootstrap:bookworm",
+                Reference::Debootstrap("bookworm".into()),
+            ),
+            ("scratch", Reference::Scratch),
+            ("debian:12", Reference::Registry("debian:12".into())),
+            (
+                "docker://debian",
+                Reference::Registry("docker://debian".into()),
+            ),
+        ] {
+            assert_eq!(text.parse::<Reference>().expect(text), reference);
+            assert_eq!(reference.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_names_nothing_is_refused() {
+        for text in [
+            "",
+            "oci:",
+            "oci::x",
+            "oci:a:",
+            "tar:",
+            "dir:",
+            "debootstrap:",
+            "debootstrap:-x",
+            "debootstrap:../x",
+            "a b",
+        ] {
+            assert!(text.parse::<Reference>().is_err(), "{text:?}");
+        }
+        let error = "docker-archive:x.tar"
+            .parse::<Reference>()
+            .expect_err("refused")
+            .to_string();
+        assert!(
+            error.contains("skopeo copy docker-archive:x.tar"),
+            "{error}"
+        );
+    }
+}
