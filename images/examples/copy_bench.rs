@@ -10,7 +10,7 @@
 use anyhow::{Context, ensure};
 use bstr::BString;
 use obuild_images::tree::{
-    self, CopyRequest, DigestMemo, ScanRequest, SourceKind, copy, scan,
+    self, CopyRequest, DigestMemo, ScanRequest, SourceKind, copy, export_dir, export_tar, scan,
 };
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
-    let directory = arguments.next().context("usage: copy_bench DIRECTORY [ROUNDS]")?;
+    let directory = arguments
+        .next()
+        .context("usage: copy_bench DIRECTORY [ROUNDS]")?;
     let rounds: usize = match arguments.next() {
         Some(rounds) => rounds.to_string_lossy().parse()?,
         None => 5,
@@ -45,7 +47,10 @@ fn main() -> anyhow::Result<()> {
     ];
     let mut times = vec![Vec::new(); figures.len()];
     for round in 0..rounds {
-        for (all, one) in times.iter_mut().zip(measure(scratch.path(), &context, round)?) {
+        for (all, one) in times
+            .iter_mut()
+            .zip(measure(scratch.path(), &context, round)?)
+        {
             all.push(one);
         }
     }
@@ -65,7 +70,9 @@ fn main() -> anyhow::Result<()> {
 
 /// Makes 100 directories of 100 files of 10,000 bytes, no two alike.
 fn make_context(context: &Path) -> anyhow::Result<()> {
-    let mut content: Vec<u8> = (0..10_000_u32).map(|byte| (byte * 31 % 251) as u8).collect();
+    let mut content: Vec<u8> = (0..10_000_u32)
+        .map(|byte| (byte * 31 % 251) as u8)
+        .collect();
     for directory in 0..100_u8 {
         let path = context.join(format!("directory-{directory:03}"));
         fs_err::create_dir_all(&path)?;
@@ -92,7 +99,11 @@ fn measure(scratch: &Path, context: &Path, round: usize) -> anyhow::Result<Vec<D
     let by_cp = scratch.join(format!("cp-{round}"));
     let copied_by_cp = {
         let start = Instant::now();
-        let status = Command::new("cp").arg("-a").arg(context).arg(&by_cp).status()?;
+        let status = Command::new("cp")
+            .arg("-a")
+            .arg(context)
+            .arg(&by_cp)
+            .status()?;
         ensure!(status.success(), "cp failed");
         start.elapsed()
     };
@@ -109,7 +120,10 @@ fn measure(scratch: &Path, context: &Path, round: usize) -> anyhow::Result<Vec<D
         let start = Instant::now();
         let request = CopyRequest {
             dst: b"/srv/",
-            owner: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            owner: (
+                rustix::process::geteuid().as_raw(),
+                rustix::process::getegid().as_raw(),
+            ),
         };
         let stats = copy(&manifest, source, to.file().as_fd(), &request, go_on)?;
         ensure!(stats.files == 10_000, "not everything was copied");
@@ -130,7 +144,17 @@ fn measure(scratch: &Path, context: &Path, round: usize) -> anyhow::Result<Vec<D
     ensure!(again.digest() == digest, "the digest differs");
     let digested = start.elapsed();
 
-    let (exported, archived) = (warm, warm);
+    let start = Instant::now();
+    export_dir(
+        source,
+        &scratch.join(format!("export-{round}")),
+        &mut |_| {},
+        go_on,
+    )?;
+    let exported = start.elapsed();
+    let start = Instant::now();
+    export_tar(source, &mut std::io::sink(), None, &mut |_| {}, go_on)?;
+    let archived = start.elapsed();
     Ok(vec![
         cold,
         copied,

@@ -13,7 +13,7 @@ use super::Cancelled;
 use super::crew::{self, Foreman};
 use super::data::{self, Cloning, DataError, modified};
 use super::destination::{
-    Finish, Target, absolute, failed, make_directories, open_in_root, settle,
+    Finish, Target, absolute, failed, link, make_directories, open_in_root, settle,
 };
 use super::error::CopyError;
 use super::ladder::{DIRECTORY, Ladder};
@@ -22,14 +22,14 @@ use super::scan::{BUFFER, FILE};
 use super::stamp::{Stamp, file_type};
 use bstr::{BStr, BString, ByteSlice};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat, linkat, mkdirat, openat,
-    statat, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat, mkdirat, openat, statat,
+    symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where a manifest goes, and to whom.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +92,7 @@ pub fn copy(
         place: &place,
         owner: request.owner,
         cloning: Cloning::new(),
+        linked: Mutex::default(),
         cancelled,
     };
     let base = make_directories(to_root, &place.base, request.owner, contents.unwrap_or(0))?;
@@ -105,7 +106,6 @@ pub fn copy(
         let mut walk = Walk {
             copier: &copier,
             foreman,
-            linked: HashMap::new(),
             alone: false,
             source: None,
         };
@@ -197,8 +197,21 @@ struct Copier<'a> {
     place: &'a Place<'a>,
     owner: (u32, u32),
     cloning: Cloning,
+    linked: Mutex<Linked>,
     cancelled: Cancelled<'a>,
 }
+
+/// Where inodes with several names have been written.
+#[derive(Default)]
+struct Linked {
+    /// The entry that was written first and what inode it is in the destination, by the source inode's first entry.
+    written: HashMap<Index, (Index, Inode)>,
+    /// The reverse.
+    leaders: HashMap<Inode, Index>,
+}
+
+/// Device and inode number. The number is used again when the last name has gone.
+type Inode = (u64, u64);
 
 impl Copier<'_> {
     /// Copies the files and links of a directory but for hard links, which the walk does.
@@ -310,7 +323,7 @@ impl Copier<'_> {
                 Err(Errno::EXIST) if attempts < ATTEMPTS => attempts += 1,
                 Err(error) => return Err(failed(action, self.path(index).as_bstr(), error)),
             }
-            match unlinkat(target, name, AtFlags::empty()) {
+            match self.unlink(target, name) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::ISDIR) => {
                     return Err(CopyError::FileOverDirectory {
@@ -320,6 +333,23 @@ impl Copier<'_> {
                 Err(error) => return Err(failed("replace", self.path(index).as_bstr(), error)),
             }
         }
+    }
+
+    /// Removes a file or link, which is then no longer there to be linked to.
+    fn unlink(&self, target: &Target, name: &[u8]) -> Result<(), Errno> {
+        let mut linked = self.linked();
+        if !linked.leaders.is_empty() {
+            let stat = statat(target, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if let Some(leader) = linked.leaders.remove(&(stat.st_dev, stat.st_ino)) {
+                linked.written.remove(&leader);
+            }
+        }
+        drop(linked);
+        unlinkat(target, name, AtFlags::empty())
+    }
+
+    fn linked(&self) -> MutexGuard<'_, Linked> {
+        self.linked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn symlink(
@@ -409,8 +439,6 @@ impl Copier<'_> {
 struct Walk<'w, 'a, 'scope, 'env> {
     copier: &'w Copier<'a>,
     foreman: &'w mut Foreman<'scope, 'env, Unit, Hand, CopyError>,
-    /// Where the first entry of an inode has been written, and what inode it is there.
-    linked: HashMap<Index, (Index, (u64, u64))>,
     /// Nothing is done by other threads any more: see [`Walk::follow`].
     alone: bool,
     /// The directory of the last item.
@@ -577,7 +605,8 @@ impl<'w> Walk<'w, '_, '_, '_> {
         target: &Arc<Target>,
     ) -> Result<(), CopyError> {
         let leader = self.copier.manifest.entry(index).leader;
-        if let Some(&(first, inode)) = self.linked.get(&leader)
+        let written = self.copier.linked().written.get(&leader).copied();
+        if let Some((first, inode)) = written
             && self.link_to(first, inode, index, target)?
         {
             self.foreman.hand.stats.hard_links += 1;
@@ -588,8 +617,10 @@ impl<'w> Walk<'w, '_, '_, '_> {
             .file(&mut self.foreman.hand, source, target, index)?;
         let stat = fstat(&file)
             .map_err(|error| failed("examine", self.copier.path(index).as_bstr(), error))?;
-        self.linked
-            .insert(leader, (index, (stat.st_dev, stat.st_ino)));
+        let inode = (stat.st_dev, stat.st_ino);
+        let mut linked = self.copier.linked();
+        linked.written.insert(leader, (index, inode));
+        linked.leaders.insert(inode, leader);
         Ok(())
     }
 
@@ -598,7 +629,7 @@ impl<'w> Walk<'w, '_, '_, '_> {
     fn link_to(
         &self,
         first: Index,
-        inode: (u64, u64),
+        inode: Inode,
         index: Index,
         target: &Target,
     ) -> Result<bool, CopyError> {
@@ -617,20 +648,8 @@ impl<'w> Walk<'w, '_, '_, '_> {
         if same(statat(target, name, AtFlags::SYMLINK_NOFOLLOW)) {
             return Ok(true);
         }
-        let by_proc = format!("/proc/self/fd/{}", file.as_raw_fd());
         let linked = copier.replacing(target, index, "make the hard link", |name| {
-            // An empty path needs CAP_DAC_READ_SEARCH on many kernels, the other way needs /proc: open(2).
-            let linked = match linkat(&file, c"", target, name, AtFlags::EMPTY_PATH) {
-                Err(Errno::NOENT | Errno::PERM) => linkat(
-                    rustix::fs::CWD,
-                    &*by_proc,
-                    target,
-                    name,
-                    AtFlags::SYMLINK_FOLLOW,
-                ),
-                linked => linked,
-            };
-            match linked {
+            match link(file.as_fd(), target.as_fd(), name) {
                 Ok(()) => Ok(true),
                 Err(Errno::MLINK | Errno::XDEV) => Ok(false),
                 Err(error) => Err(error),
@@ -714,7 +733,9 @@ impl<'w> Walk<'w, '_, '_, '_> {
                 return Err(cannot("make the directory", Errno::EXIST));
             }
             above.touch();
-            unlinkat(above, name, AtFlags::empty()).map_err(|error| cannot("replace", error))?;
+            copier
+                .unlink(above, name)
+                .map_err(|error| cannot("replace", error))?;
         }
     }
 

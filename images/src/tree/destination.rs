@@ -9,10 +9,11 @@ use super::stamp::{Stamp, Time, permissions};
 use super::xattr;
 use bstr::{BStr, BString};
 use rustix::fs::{
-    Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, futimens, mkdirat, openat, openat2,
+    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, futimens, linkat,
+    mkdirat, openat, openat2,
 };
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The longest path given to the kernel at once, which takes 4,095 bytes (`PATH_MAX`, Linux `include/uapi/linux/limits.h`).
@@ -101,16 +102,12 @@ pub(crate) fn settle(
     seconds: i64,
 ) -> Result<(), Errno> {
     let stat = fstat(file)?;
-    let mut now = permissions(&stat);
-    if (stat.st_uid, stat.st_gid) != owner {
-        fchown(
-            file,
-            Some(Uid::from_raw(owner.0)),
-            Some(Gid::from_raw(owner.1)),
-        )?;
-        now &= 0o777;
+    let chown = (stat.st_uid, stat.st_gid) != owner;
+    if chown {
+        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+        fchown(file, Some(uid), Some(gid))?;
     }
-    if now != mode {
+    if permissions(&stat) != mode || (chown && mode & 0o7000 != 0) {
         fchmod(file, Mode::from_raw_mode(mode.into()))?;
     }
     xattr::write(xattr::Owner::Open(file), attributes)?;
@@ -227,6 +224,22 @@ pub(crate) fn make_directories(
         current = next;
     }
     Ok(current)
+}
+
+/// Gives an open file, which may be open by its path only, a further name.
+pub(crate) fn link(
+    file: BorrowedFd<'_>,
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+) -> Result<(), Errno> {
+    // An empty path needs CAP_DAC_READ_SEARCH on many kernels, the other way needs /proc: open(2).
+    match linkat(file, c"", directory, name, AtFlags::EMPTY_PATH) {
+        Err(Errno::NOENT | Errno::PERM) => {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            linkat(CWD, &*path, directory, name, AtFlags::SYMLINK_FOLLOW)
+        }
+        linked => linked,
+    }
 }
 
 /// Makes the error of a system call on the destination; people see its paths absolute.

@@ -54,11 +54,6 @@ impl<H: AsFd> Ladder<H> {
             .expect("the top rung is always open")
     }
 
-    /// Returns how many directories lie between the root and the current one.
-    pub(crate) fn depth(&self) -> usize {
-        self.rungs.len() - 1
-    }
-
     /// Goes down into a directory. Returns a handle that was closed to make room, for its owner to finish with.
     ///
     /// `linked` says that it was reached through a symbolic link.

@@ -2,7 +2,6 @@
 //! Content digests remembered from one build to the next, so that an unchanged tree is not read twice.
 
 use super::stamp::{Stamp, Time};
-use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,7 +12,7 @@ const MAGIC: &[u8; 16] = b"obuild digests 1";
 const RECORD: usize = 8 * 3 + 12 * 2 + 1 + 32;
 
 /// Bytes of the checksum at the end.
-const CHECKSUM: usize = 16;
+const CHECKSUM: usize = 4;
 
 /// Saves that an entry survives without being used: builds of several targets share the memo of one context.
 const LIFETIME: u8 = 16;
@@ -29,11 +28,14 @@ const MARGIN: Duration = Duration::from_secs(2);
 /// The digests of the files of one context, by their identity and times.
 #[derive(Debug, Default)]
 pub struct DigestMemo {
-    entries: HashMap<(u64, u64), Known>,
+    /// What was loaded, in order of device and inode. Building a table of it would take longer than all searches.
+    loaded: Vec<Known>,
+    /// What has come since.
+    fresh: HashMap<(u64, u64), Known>,
     changed: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     stamp: Stamp,
     digest: [u8; 32],
@@ -54,36 +56,24 @@ impl DigestMemo {
         if records.len() % RECORD != 0 || self::checksum(content) != *checksum {
             return None;
         }
-        let mut entries = HashMap::with_capacity(records.len() / RECORD);
-        for record in records.chunks_exact(RECORD) {
-            let mut record = Record(record);
-            let stamp = Stamp {
-                device: u64::from_le_bytes(record.take()?),
-                inode: u64::from_le_bytes(record.take()?),
-                size: u64::from_le_bytes(record.take()?),
-                modified: record.time()?,
-                changed: record.time()?,
-            };
-            let [age] = record.take()?;
-            let digest = record.take()?;
-            let known = Known {
-                stamp,
-                digest,
-                age: age.saturating_add(1),
-            };
-            entries.insert((stamp.device, stamp.inode), known);
-        }
+        let loaded = records.chunks_exact(RECORD).map(Known::parse);
+        let mut loaded: Vec<Known> = loaded.collect::<Option<_>>()?;
+        // It was saved in order; this costs one look at each.
+        loaded.sort_by_key(Known::key);
         Some(Self {
-            entries,
+            loaded,
+            fresh: HashMap::new(),
             changed: false,
         })
     }
 
     /// Returns the memo in the form that [`Self::from_bytes`] reads, without the entries that long went unused.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(MAGIC.len() + self.entries.len() * RECORD + CHECKSUM);
+        let mut bytes = Vec::with_capacity(MAGIC.len() + self.len() * RECORD + CHECKSUM);
         bytes.extend_from_slice(MAGIC);
-        for known in self.entries.values().filter(|known| known.age <= LIFETIME) {
+        let mut all: Vec<&Known> = self.loaded.iter().chain(self.fresh.values()).collect();
+        all.sort_by_key(|known| known.key());
+        for known in all.into_iter().filter(|known| known.age <= LIFETIME) {
             let stamp = &known.stamp;
             bytes.extend_from_slice(&stamp.device.to_le_bytes());
             bytes.extend_from_slice(&stamp.inode.to_le_bytes());
@@ -107,17 +97,17 @@ impl DigestMemo {
 
     /// Returns how many files are remembered.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.loaded.len() + self.fresh.len()
     }
 
     /// Returns whether no file is remembered.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
     }
 
     /// Returns the digest of a file that has not changed since it was read.
     pub(crate) fn get(&mut self, stamp: &Stamp) -> Option<[u8; 32]> {
-        let known = self.entries.get_mut(&(stamp.device, stamp.inode))?;
+        let known = self.find(stamp)?;
         if known.stamp != *stamp {
             return None;
         }
@@ -135,8 +125,42 @@ impl DigestMemo {
             digest,
             age: 0,
         };
-        self.entries.insert((stamp.device, stamp.inode), known);
+        match self.find(stamp) {
+            Some(old) => *old = known,
+            None => drop(self.fresh.insert(known.key(), known)),
+        }
         self.changed = true;
+    }
+
+    fn find(&mut self, stamp: &Stamp) -> Option<&mut Known> {
+        let key = (stamp.device, stamp.inode);
+        match self.loaded.binary_search_by_key(&key, Known::key) {
+            Ok(place) => self.loaded.get_mut(place),
+            Err(_) => self.fresh.get_mut(&key),
+        }
+    }
+}
+
+impl Known {
+    fn key(&self) -> (u64, u64) {
+        (self.stamp.device, self.stamp.inode)
+    }
+
+    fn parse(record: &[u8]) -> Option<Self> {
+        let mut record = Record(record);
+        let stamp = Stamp {
+            device: u64::from_le_bytes(record.take()?),
+            inode: u64::from_le_bytes(record.take()?),
+            size: u64::from_le_bytes(record.take()?),
+            modified: record.time()?,
+            changed: record.time()?,
+        };
+        let [age] = record.take()?;
+        Some(Self {
+            stamp,
+            age: age.saturating_add(1),
+            digest: record.take()?,
+        })
     }
 }
 
@@ -154,9 +178,11 @@ fn settled(stamp: &Stamp, now: SystemTime) -> bool {
     stamp.modified.max(stamp.changed) < limit
 }
 
+/// Guards against damage, not against people: who can write the memo can write the store. SHA-256 would take ten times as long.
 fn checksum(content: &[u8]) -> [u8; CHECKSUM] {
-    let digest = Sha256::digest(content);
-    std::array::from_fn(|index| digest[index])
+    let mut checksum = flate2::Crc::new();
+    checksum.update(content);
+    checksum.sum().to_le_bytes()
 }
 
 /// What is left of a saved entry.

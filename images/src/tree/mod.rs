@@ -14,15 +14,22 @@ mod crew;
 mod data;
 mod destination;
 mod error;
+mod export_dir;
+mod export_tar;
 mod ladder;
 mod manifest;
 mod memo;
 mod scan;
 mod stamp;
+#[cfg(test)]
+mod tests;
+mod walk;
 mod xattr;
 
 pub use copy::{CopyRequest, CopyStats, copy};
 pub use error::{CopyError, ExportError, ScanError};
+pub use export_dir::{ExportStats, Progress, export_dir};
+pub use export_tar::export_tar;
 pub use manifest::Manifest;
 pub use memo::DigestMemo;
 pub use scan::{ScanRequest, scan};
