@@ -70,16 +70,16 @@ fn main() -> anyhow::Result<()> {
 
 /// Makes 100 directories of 100 files of 10,000 bytes, no two alike.
 fn make_context(context: &Path) -> anyhow::Result<()> {
-    let mut content: Vec<u8> = (0..10_000_u32)
+    let mut bytes: Vec<u8> = (0..10_000_u32)
         .map(|byte| (byte * 31 % 251) as u8)
         .collect();
     for directory in 0..100_u8 {
         let path = context.join(format!("directory-{directory:03}"));
         fs_err::create_dir_all(&path)?;
         for file in 0..100_u8 {
-            content[0] = directory;
-            content[1] = file;
-            fs_err::write(path.join(format!("file-{file:03}.txt")), &content)?;
+            bytes[0] = directory;
+            bytes[1] = file;
+            fs_err::write(path.join(format!("file-{file:03}.txt")), &bytes)?;
         }
     }
     Ok(())

@@ -319,7 +319,7 @@ impl Copier<'_> {
         let mut attempts = 0;
         loop {
             match make(name) {
-                Ok(made) => return Ok(made),
+                Ok(new) => return Ok(new),
                 Err(Errno::EXIST) if attempts < ATTEMPTS => attempts += 1,
                 Err(error) => return Err(failed(action, self.path(index).as_bstr(), error)),
             }

@@ -154,10 +154,10 @@ pub(crate) fn is_portable(name: &[u8]) -> bool {
 }
 
 /// Where an inode with several names went.
-pub(crate) struct Linked {
-    pub(crate) path: BString,
+struct Linked {
+    path: BString,
     /// Names still to come, if all are in the tree.
-    pub(crate) left: u64,
+    left: u64,
 }
 
 /// The first path of every inode that has several names; what has been seen as often as it has names is forgotten.
@@ -178,9 +178,14 @@ impl Links {
             }
             return Some(linked.path.clone());
         }
+        #[allow(
+            clippy::useless_conversion,
+            reason = "on some architectures it has 32 bits"
+        )]
+        let names = u64::from(stat.st_nlink);
         let linked = Linked {
             path: path.to_owned(),
-            left: u64::from(stat.st_nlink) - 1,
+            left: names - 1,
         };
         self.0.insert(inode, linked);
         None

@@ -16,7 +16,7 @@ use super::xattr::{self, Attributes};
 use bstr::{BStr, ByteSlice};
 use rustix::fs::{FileType, Mode, Stat, fstat, major, minor, openat, readlinkat};
 use rustix::io::Errno;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tar::{EntryType, Header};
 
@@ -280,12 +280,13 @@ impl Archive<'_> {
         self.pad(size)
     }
 
+    /// Fills up the last block of something of this size.
     fn pad(&mut self, size: u64) -> Result<(), ExportError> {
-        let over = (size % BLOCK as u64) as usize;
-        if over == 0 {
-            return Ok(());
-        }
-        self.write(&[0; BLOCK][over..])
+        let missing = size.next_multiple_of(BLOCK as u64) - size;
+        let zeros = std::io::repeat(0).take(missing);
+        std::io::copy(&mut { zeros }, &mut *self.writer)
+            .map(drop)
+            .map_err(ExportError::Write)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), ExportError> {

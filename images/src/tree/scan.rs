@@ -514,9 +514,9 @@ impl Walker<'_> {
             *digest = known;
             return;
         }
-        let start = unit.names.len();
+        let place = unit.names.len()..unit.names.len() + name.len();
         unit.names.extend_from_slice(name);
-        unit.files.push((child, start..unit.names.len()));
+        unit.files.push((child, place));
         unit.bytes += stamp.size;
     }
 

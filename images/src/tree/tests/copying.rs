@@ -2,6 +2,10 @@
 //! Where a copy's sources land, what they become there, and what is left alone.
 
 use super::*;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen,
+};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -403,11 +407,12 @@ fn files_of_every_size_are_copied_whole() {
 
 #[test]
 fn a_source_that_changed_since_the_scan_is_noticed() {
-    let change: [(&str, fn(&Tree)); 6] = [
+    type Change = fn(&Tree);
+    let change: [(&str, Change); 6] = [
         ("content", |tree| _ = tree.file("d/f", "other")),
         ("same size", |tree| _ = tree.file("d/f", "2")),
         ("gone", |tree| {
-            fs_err::remove_file(tree.path("d/f")).unwrap()
+            fs_err::remove_file(tree.path("d/f")).unwrap();
         }),
         ("another file", |tree| {
             tree.file("other", "1");
@@ -476,6 +481,11 @@ fn a_file_that_changes_while_it_is_read_is_noticed() {
         &request,
         &cancelled,
     );
+    if calls.into_inner() <= 5 {
+        // The file system has cloned the file at one blow: there is no middle.
+        assert_eq!(copied.unwrap().bytes, 4 << 20);
+        return;
+    }
     assert_eq!(
         message(&copied.unwrap_err()),
         r#""big" was changed while it was being copied"#
@@ -545,37 +555,32 @@ fn trees_deeper_than_any_path_and_any_limit_of_descriptors() {
     }
 }
 
+fn open_overlay(lower: &Tree, upper: &Tree) -> Option<OwnedFd> {
+    let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
+    for (key, path) in [
+        ("lowerdir", lower.path("")),
+        ("upperdir", upper.path("upper")),
+        ("workdir", upper.path("work")),
+    ] {
+        fsconfig_set_string(&overlay, key, path).ok()?;
+    }
+    fsconfig_create(&overlay).ok()?;
+    let attributes = MountAttrFlags::empty();
+    fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, attributes).ok()
+}
+
 #[test]
 fn a_detached_overlay_can_be_source_and_destination() {
-    use rustix::mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
-        fsopen,
-    };
     if !obuild_fixtures::root() {
         return;
     }
-    let (lower, upper, work) = (Tree::new(), Tree::new(), Tree::new());
+    let (lower, upper) = (Tree::new(), Tree::new());
     lower
         .file("usr/lib/old", "lower")
         .file("usr/lib/replaced", "lower");
     lower.symlink("lib", "usr/lib").modified("usr/lib", 1000);
     upper.dir("upper").dir("work");
-    drop(work);
-    let context = open_overlay(&lower, &upper);
-    fn open_overlay(lower: &Tree, upper: &Tree) -> Option<OwnedFd> {
-        let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
-        for (key, path) in [
-            ("lowerdir", lower.path("")),
-            ("upperdir", upper.path("upper")),
-            ("workdir", upper.path("work")),
-        ] {
-            fsconfig_set_string(&overlay, key, path).ok()?;
-        }
-        fsconfig_create(&overlay).ok()?;
-        let attributes = MountAttrFlags::empty();
-        fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, attributes).ok()
-    }
-    let Some(root) = context else {
+    let Some(root) = open_overlay(&lower, &upper) else {
         obuild_fixtures::skip("needs overlayfs on the scratch directory");
         return;
     };

@@ -28,7 +28,8 @@ fn links_in_the_destination_are_resolved_inside_its_root() {
         to.dir(inside).symlink("link", target);
         for dst in ["/link/x", "/link/", "/./link//x", "/link/../link/"] {
             if dst.contains("..") && inside.contains('/') {
-                to.symlink(&format!("{}/../link", inside), target);
+                // There the link's own parent is elsewhere.
+                continue;
             }
             tree.copy(&["x"], &to, dst).unwrap();
             assert_eq!(to.read(&format!("{inside}/x")), "1", "{target} {dst}");
