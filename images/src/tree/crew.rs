@@ -142,8 +142,12 @@ impl<'env, U: Send + 'env, W: Send + 'env, E: Send + 'env> Foreman<'_, 'env, U, 
         };
         if waiting >= WORTH_A_THREAD && self.threads.len() + 1 < threads() {
             let (shared, work, make_hand) = (self.shared, self.work, self.make_hand);
-            self.threads
-                .push(self.scope.spawn(move || labour(shared, work, make_hand())));
+            let labour = move || labour(shared, work, make_hand());
+            let thread = thread::Builder::new().name("tree".into());
+            // Where there can be no more threads, the walker does all the work.
+            if let Ok(thread) = thread.spawn_scoped(self.scope, labour) {
+                self.threads.push(thread);
+            }
         }
         self.shared.changed.notify_one();
         Ok(())

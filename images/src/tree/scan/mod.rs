@@ -4,18 +4,19 @@
 //! What a source means and what is refused is as in OBuilder (614c8ac `lib/manifest.ml`): links are never followed, a link as the
 //! last component is copied as a link, excluded names are base names at every level below a source.
 
+mod read;
+
+use self::read::{Hand, Unit, attributes};
 use super::crew::{self, Foreman};
 use super::error::ScanError;
 use super::ladder::{DIRECTORY, Ladder, Names};
 use super::manifest::{Entry, Index, Item, Manifest, NONE, Node, index};
 use super::memo::DigestMemo;
 use super::stamp::{Stamp, describe, file_type, permissions};
-use super::xattr::{self, Attributes};
 use super::{Cancelled, SourceKind};
 use bstr::BString;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
-use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -47,9 +48,6 @@ const UNIT_BYTES: u64 = 4 << 20;
 
 /// Bytes read at once.
 pub(crate) const BUFFER: usize = 256 * 1024;
-
-/// How often a file that changes while it is read is tried.
-const ATTEMPTS: u32 = 3;
 
 /// Takes down the sources below `root` with their digests, reading only files that `memo` does not know.
 ///
@@ -126,125 +124,6 @@ fn complete(
         }
     }
     manifest
-}
-
-/// What a thread reads with, and what it has read.
-struct Hand {
-    buffer: Vec<u8>,
-    found: Vec<Found>,
-}
-
-struct Found {
-    entry: Index,
-    digest: [u8; 32],
-    stamp: Stamp,
-    mode: u16,
-    attributes: Attributes,
-}
-
-/// Files of one directory that must be read.
-struct Unit {
-    directory: Arc<OwnedFd>,
-    /// For messages.
-    path: BString,
-    names: Vec<u8>,
-    files: Vec<(Index, Range<usize>)>,
-    bytes: u64,
-}
-
-impl Unit {
-    fn new(directory: &Arc<OwnedFd>, path: BString) -> Self {
-        Self {
-            directory: Arc::clone(directory),
-            path,
-            names: Vec::new(),
-            files: Vec::new(),
-            bytes: 0,
-        }
-    }
-
-    fn read(
-        self,
-        hand: &mut Hand,
-        kind: SourceKind,
-        cancelled: Cancelled<'_>,
-    ) -> Result<(), ScanError> {
-        for (entry, range) in self.files {
-            let name = &self.names[range];
-            let result = read_file(&self.directory, name, &mut hand.buffer, kind, cancelled);
-            match result {
-                Ok(Some((digest, stat, attributes))) => hand.found.push(Found {
-                    entry,
-                    digest,
-                    stamp: Stamp::of(&stat),
-                    mode: permissions(&stat),
-                    attributes,
-                }),
-                Ok(None) => return Err(ScanError::Cancelled),
-                Err(Errno::STALE | Errno::NOENT | Errno::LOOP | Errno::NXIO) => {
-                    let path = join(&self.path, name);
-                    return Err(ScanError::SourceChanged { path });
-                }
-                Err(error) => return Err(io("read", join(&self.path, name), error)),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Reads one file's digest and facts. `None` when cancelled, `STALE` when it does not hold still.
-fn read_file(
-    directory: &OwnedFd,
-    name: &[u8],
-    buffer: &mut [u8],
-    kind: SourceKind,
-    cancelled: Cancelled<'_>,
-) -> Result<Option<([u8; 32], Stat, Attributes)>, Errno> {
-    for _ in 0..ATTEMPTS {
-        let file = openat(directory, name, FILE, Mode::empty())?;
-        let before = fstat(&file)?;
-        if file_type(&before) != FileType::RegularFile {
-            return Err(Errno::STALE);
-        }
-        let size = Stamp::of(&before).size;
-        let mut hash = Sha256::new();
-        let mut read = 0;
-        // A file that grows as fast as it is read must not keep us for ever.
-        while read <= size {
-            if cancelled() {
-                return Ok(None);
-            }
-            match rustix::io::read(&file, &mut *buffer) {
-                Ok(0) => break,
-                Ok(count) => {
-                    hash.update(&buffer[..count]);
-                    read += count as u64;
-                    // Two more calls tell nothing that the comparison below does not.
-                    if read == size {
-                        break;
-                    }
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let attributes = attributes(file.as_fd(), kind)?;
-        let after = fstat(&file)?;
-        if read == size && Stamp::of(&before) == Stamp::of(&after) {
-            return Ok(Some((hash.finalize().into(), after, attributes)));
-        }
-    }
-    Err(Errno::STALE)
-}
-
-/// Returns the extended attributes that a copy from a build keeps; a context's are the host's affair.
-fn attributes(file: BorrowedFd<'_>, kind: SourceKind) -> Result<Attributes, Errno> {
-    match kind {
-        SourceKind::Context => Ok(Vec::new()),
-        SourceKind::Build => xattr::read(xattr::Owner::Open(file), |name| {
-            name.starts_with(b"user.") || name == b"security.capability"
-        }),
-    }
 }
 
 struct Walker<'a> {
