@@ -19,6 +19,7 @@ mod resolve;
 mod stamp;
 mod stream;
 mod tail;
+pub mod tree;
 mod unpack;
 
 pub use architecture::host_architecture;

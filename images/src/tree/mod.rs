@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Trees of files: taken down, copied onto each other, exported.
+//!
+//! A tree is given as a descriptor of its root directory, which may be that of a mount that is attached nowhere.
+//! Everything below is reached relative to open descriptors, so that no path is too long, no tree too deep, and no
+//! symbolic link leads out. All calls block.
+//!
+//! A `(copy …)` step is a [`scan`] of its source, whose digest is part of the step's identity, and, if the
+//! step must run, a [`copy`] of the resulting [`Manifest`] onto the draft's tree. The rules are OBuilder's
+//! (614c8ac `lib/manifest.ml`, `lib/tar_transfer.ml`) without its losses: see `docs/decisions/0003-copy-modes.md`.
+
+mod copy;
+mod crew;
+mod data;
+mod destination;
+mod error;
+mod export_dir;
+mod export_tar;
+mod ladder;
+mod manifest;
+mod memo;
+mod scan;
+mod stamp;
+#[cfg(test)]
+mod tests;
+mod walk;
+mod xattr;
+
+pub use copy::{CopyRequest, CopyStats, copy};
+pub use error::{CopyError, ExportError, ScanError};
+pub use export_dir::{ExportStats, Progress, export_dir};
+pub use export_tar::export_tar;
+pub use manifest::Manifest;
+pub use memo::DigestMemo;
+pub use scan::{ScanRequest, scan};
+
+/// Whose tree a copy reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceKind {
+    /// The build context on the host. Extended attributes are not copied: they are the host's affair.
+    Context,
+    /// The result of another build. `user.*` attributes and file capabilities are copied.
+    Build,
+}
+
+/// Asks whether to stop; called often, from several threads.
+pub type Cancelled<'a> = &'a (dyn Fn() -> bool + Sync);
