@@ -22,6 +22,11 @@ impl Draft {
         self.id
     }
 
+    /// Gives it another id to be committed under, for example because it holds a failed step's tree.
+    pub fn rename(&mut self, id: SnapshotId) {
+        self.id = id;
+    }
+
     /// Returns the snapshot that it started from.
     pub fn parent(&self) -> Option<SnapshotId> {
         self.parent

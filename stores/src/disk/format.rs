@@ -102,11 +102,17 @@ fn check(place: &Place, path: &Path, kind: Kind) -> Result<bool, Error> {
 
 /// Returns something in the directory that no unfinished making of a store can have left.
 fn stranger(place: &Place) -> Result<Option<String>, Error> {
-    let ours = |name: &str| {
+    for name in place.names(".")? {
         // ext4 makes lost+found in the top directory of every file system.
-        name == "lost+found" || name == format!("{FILE}.new") || name.starts_with(".probe-")
-    };
-    Ok(place.names(".")?.into_iter().find(|name| !ours(name)))
+        let ours = name == "lost+found"
+            || name == format!("{FILE}.new")
+            || name.starts_with(".probe-")
+            || name == "drafts" && place.names("drafts").is_ok_and(|drafts| drafts.is_empty());
+        if !ours {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// Has ext4 put each directory in `drafts` into a block group of its own (`FS_TOPDIR_FL`, `chattr +T`).

@@ -149,8 +149,18 @@ impl Shared {
 
     pub(super) fn commit(self: &Arc<Self>, draft: Draft) -> Result<Snapshot, Error> {
         // Every way out before the rename drops the slot, and with it the draft.
+        let id = draft.id;
         let mut slot = self.slot(draft)?;
-        let (id, path) = (slot.id, slot.path());
+        let path = slot.path();
+        // Declared after the slot and so dropped before it, whose dropping takes the lock itself.
+        let mut renamed = None;
+        if id != slot.id
+            && let Some(parent) = slot.meta.parent
+        {
+            // Held until the rename: a sweep would take the new mark for one that a dead process left.
+            renamed = Some(self.lock(false)?);
+            self.place.mark(&format!("snapshots/{parent}/child.{id}"))?;
+        }
         if let Some(layers) = self.trees.layers()
             && slot.meta.lower.len() >= layers.snapshot
         {
@@ -164,9 +174,17 @@ impl Shared {
         loop {
             if self.place.rename_new(&path, &target)? {
                 slot.done = true;
+                drop(renamed);
+                if id != slot.id
+                    && let Some(parent) = slot.meta.parent
+                {
+                    let _lock = self.lock(true)?;
+                    self.forget_child(parent, slot.id, &self.live_drafts()?)?;
+                }
                 return Ok(self.snapshot(id, &slot.meta));
             }
             if let Some(meta) = self.meta(id)? {
+                drop(renamed);
                 slot.throw_away()?;
                 self.place.unlink(&mark)?;
                 return Ok(self.snapshot(id, &meta));

@@ -62,10 +62,10 @@ fn is_full(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::StorageFull)
 }
 
-/// Writes files of each size until nothing fits any more.
-fn fill(tree: &Tree, sizes: &[usize]) {
+/// Writes until nothing fits any more, down to single small files.
+fn fill(tree: &Tree) {
     let mut number = 0;
-    for size in sizes.iter().copied() {
+    for size in [1 << 20, 1 << 14, 1, 0] {
         loop {
             number += 1;
             match tree.try_write(&format!("{number}"), &vec![1; size]) {
@@ -99,9 +99,7 @@ fn a_full_disk_loses_nothing() {
     let store = open(&url("overlay", &disk.mount_point), &Options::default()).unwrap();
     commit(&*store, id(1), None, |tree| tree.write("kept", "kept"));
     store.sync().unwrap();
-    commit(&*store, id(2), Some(id(1)), |tree| {
-        fill(tree, &[1 << 20, 1 << 14, 1, 0]);
-    });
+    commit(&*store, id(2), Some(id(1)), fill);
     let refused = step_until_refused(&*store);
     assert!(is_full(&refused), "{refused:?}");
     assert_eq!(tree(&*store, id(1)).read("kept").unwrap(), "kept");
@@ -126,7 +124,7 @@ fn a_full_btrfs_loses_nothing() {
     commit(&*store, id(1), None, |tree| tree.write("kept", "kept"));
     store.sync().unwrap();
     let draft = store.prepare(id(2), Some(id(1))).unwrap();
-    fill(&Tree::open(draft.rootfs()), &[1 << 20, 1 << 14]);
+    fill(&Tree::open(draft.rootfs()));
     // btrfs keeps metadata apart, so that a step without data may still be taken.
     if let Err(error) = store.commit(draft) {
         assert!(is_full(&error), "{error:?}");

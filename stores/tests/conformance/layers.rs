@@ -128,7 +128,7 @@ fn random_changes_give_the_same_tree_everywhere(fixture: &Fixture) {
         Numbers(88_172_645_463_325_252),
         Numbers(88_172_645_463_325_252),
     );
-    for step in 0..140_u32 {
+    for step in 0..210_u32 {
         let parent = step.checked_sub(1).map(id);
         commit(&*fixture.store, id(step), parent, |tree| {
             change(tree, &mut here, step);
