@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Resolving base images, with the digests of large files remembered in the database.
+
+use crate::{Engine, Error, blocking};
+use obuild_images::{FileDigests, FileStamp, Reference, ResolveOptions, Resolved, Tools};
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tokio_util::sync::CancellationToken;
+
+impl Engine {
+    /// Finds out what a base image is, without unpacking it. Relative paths are relative to `base_dir`.
+    pub async fn resolve(
+        self: &Arc<Self>,
+        reference: &str,
+        base_dir: &Path,
+        tools: Tools,
+        cancel: &CancellationToken,
+    ) -> Result<Resolved, Error> {
+        let wrong = |source| Error::Base {
+            reference: reference.to_owned(),
+            source: Box::new(source),
+        };
+        let parsed: Reference = reference.parse().map_err(wrong)?;
+        let name = format!("base {reference} in {}", base_dir.display());
+        let digests = Remembered::parse(
+            &self
+                .database()
+                .await?
+                .memo(&name)
+                .await?
+                .unwrap_or_default(),
+        );
+        let (base_dir, token) = (PathBuf::from(base_dir), cancel.clone());
+        let (resolved, digests) = blocking(move || {
+            let options = ResolveOptions {
+                base_dir: &base_dir,
+                digests: &digests,
+                tools,
+                cancelled: &|| token.is_cancelled(),
+            };
+            let resolved = obuild_images::resolve(&parsed, &options);
+            Ok((resolved, digests))
+        })
+        .await?;
+        let resolved = match resolved {
+            Err(obuild_images::Error::Cancelled) => return Err(Error::Cancelled),
+            resolved => resolved.map_err(wrong)?,
+        };
+        if let Some(content) = digests.changed() {
+            self.database()
+                .await?
+                .set_memo(&name, content.as_bytes())
+                .await?;
+        }
+        Ok(resolved)
+    }
+}
+
+/// Digests of files by their stamps; one line each in the database.
+struct Remembered {
+    known: HashMap<FileStamp, [u8; 32]>,
+    /// What was asked for or learnt in this run: only that is kept.
+    seen: Mutex<HashMap<FileStamp, [u8; 32]>>,
+}
+
+impl Remembered {
+    /// A line that cannot be read is forgotten.
+    fn parse(content: &[u8]) -> Self {
+        let known = String::from_utf8_lossy(content)
+            .lines()
+            .filter_map(line)
+            .collect();
+        Self {
+            known,
+            seen: Mutex::default(),
+        }
+    }
+
+    /// Returns the text to keep, if it differs from what was read.
+    fn changed(&self) -> Option<String> {
+        let seen = self.seen.lock().expect("no holder of this lock panics");
+        if seen
+            .iter()
+            .all(|(stamp, digest)| self.known.get(stamp) == Some(digest))
+        {
+            return None;
+        }
+        let mut text = String::new();
+        for (stamp, digest) in seen.iter() {
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "{} {} {} {} {} {} {} {}",
+                stamp.device,
+                stamp.inode,
+                stamp.size,
+                stamp.mtime.0,
+                stamp.mtime.1,
+                stamp.ctime.0,
+                stamp.ctime.1,
+                hex::encode(digest)
+            );
+        }
+        Some(text)
+    }
+}
+
+fn line(line: &str) -> Option<(FileStamp, [u8; 32])> {
+    let mut fields = line.split(' ');
+    let stamp = FileStamp {
+        device: fields.next()?.parse().ok()?,
+        inode: fields.next()?.parse().ok()?,
+        size: fields.next()?.parse().ok()?,
+        mtime: (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?),
+        ctime: (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?),
+    };
+    let mut digest = [0; 32];
+    hex::decode_to_slice(fields.next()?, &mut digest).ok()?;
+    Some((stamp, digest))
+}
+
+impl FileDigests for Remembered {
+    fn get(&self, stamp: &FileStamp) -> Option<[u8; 32]> {
+        let digest = *self.known.get(stamp)?;
+        self.put(stamp, digest);
+        Some(digest)
+    }
+
+    fn put(&self, stamp: &FileStamp, digest: [u8; 32]) {
+        self.seen
+            .lock()
+            .expect("no holder of this lock panics")
+            .insert(*stamp, digest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_kept_by_all_of_the_stamp() {
+        let stamp = FileStamp {
+            device: 1,
+            inode: 2,
+            size: 3,
+            mtime: (4, 5),
+            ctime: (-6, 7),
+        };
+        let first = Remembered::parse(b"");
+        assert_eq!(first.get(&stamp), None);
+        first.put(&stamp, [9; 32]);
+        let text = first.changed().expect("it has learnt something");
+        let second = Remembered::parse(text.as_bytes());
+        assert_eq!(second.get(&stamp), Some([9; 32]));
+        assert_eq!(second.get(&FileStamp { size: 4, ..stamp }), None);
+        assert_eq!(second.changed(), None);
+        assert_eq!(Remembered::parse(b"garbage\n1 2 3\n").known.len(), 0);
+    }
+}

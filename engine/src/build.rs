@@ -1,0 +1,666 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One build: which of the plan's steps the target needs, which of them are there, and running the rest.
+//!
+//! 1. Every step that the target can reach gets its id, as far as that is possible without running anything.
+//! 2. Looking back from the target, a step whose result is in the store hides everything behind it.
+//! 3. What is left runs, each step as soon as those that it stands on are done.
+
+use crate::flight::{self, Landing};
+use crate::job::{Job, Scanned, Source, Work, scan};
+use crate::lock::Lease;
+use crate::log::{Position, Reader};
+use crate::{Engine, Error, Event, EventSender, Outcome, Settings, blocking, ids};
+use obuild_images::Resolved;
+use obuild_images::tree::DigestMemo;
+use obuild_sandboxes::Cancel;
+use obuild_specs::{Copy, CopySource, NodeIndex, Operation, Plan, StepId, identity};
+use obuild_stores::SnapshotId;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
+use tokio::sync::{Mutex as AsyncMutex, SetOnce};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Which steps run although their result is in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoCache {
+    /// None.
+    Never,
+    /// All but bases.
+    All,
+    /// This step and those that stand on it.
+    From(NodeIndex),
+}
+
+/// What a build was.
+#[derive(Clone, Debug)]
+pub struct BuildResult {
+    /// The target's identity.
+    pub step: StepId,
+    /// The snapshot that holds the target's tree.
+    pub snapshot: SnapshotId,
+    /// Steps that ran, here or in a build that shared them.
+    pub built: usize,
+    /// Steps whose result was there.
+    pub cached: usize,
+}
+
+/// What is known of one node of the plan.
+#[derive(Default)]
+struct State {
+    /// Digest of the files that a copy copies.
+    digest: OnceLock<[u8; 32]>,
+    /// The files themselves, when they were looked at in this build.
+    scanned: OnceLock<Arc<Scanned>>,
+    step: OnceLock<StepId>,
+    snapshot: OnceLock<SnapshotId>,
+    done: SetOnce<()>,
+}
+
+struct Build {
+    engine: Arc<Engine>,
+    plan: Plan,
+    bases: HashMap<String, Arc<Resolved>>,
+    settings: Arc<Settings>,
+    events: EventSender,
+    cancel: CancellationToken,
+    states: Vec<State>,
+    forced: Vec<bool>,
+    nonce: [u8; 16],
+    overrides: HashMap<SnapshotId, SnapshotId>,
+    lease: Mutex<Lease>,
+    memo: AsyncMutex<Option<DigestMemo>>,
+    landing: Landing,
+    built: AtomicUsize,
+}
+
+impl Engine {
+    /// Executes a plan and returns its target's result.
+    ///
+    /// # Errors
+    ///
+    /// The first step's failure ends the build: what else runs for this build alone is cancelled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel with the token, not by dropping the future: only then has everything ended when this returns.
+    pub async fn build(
+        self: &Arc<Self>,
+        plan: Plan,
+        bases: HashMap<String, Arc<Resolved>>,
+        settings: Settings,
+        events: EventSender,
+        cancel: CancellationToken,
+    ) -> Result<BuildResult, Error> {
+        let began = Instant::now();
+        let needed = reachable(&plan);
+        let mut nonce = [0; 16];
+        let forced = forced(&plan, &settings.no_cache);
+        if settings.no_cache != NoCache::Never {
+            rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())
+                .map_err(|error| Error::Bug(format!("getrandom: {error}")))?;
+        }
+        check_secrets(&plan, &needed, &settings)?;
+        let build = Arc::new(Build {
+            overrides: self.database().await?.overrides().await?,
+            lease: Mutex::new(Lease::create(self.state())?),
+            states: plan.nodes.iter().map(|_| State::default()).collect(),
+            engine: Arc::clone(self),
+            plan,
+            bases,
+            settings: Arc::new(settings),
+            events,
+            cancel: cancel.child_token(),
+            forced,
+            nonce,
+            memo: AsyncMutex::new(None),
+            landing: Landing::default(),
+            built: AtomicUsize::new(0),
+        });
+        let result = build.execute(&needed).await;
+        build.cancel.cancel();
+        build.landing.wait().await;
+        let record = build.record(&needed).await;
+        let result = result?;
+        record?;
+        let _ = build
+            .events
+            .send(Event::BuildFinished {
+                id: result.step.to_string(),
+                built: result.built,
+                cached: result.cached,
+                duration: began.elapsed(),
+            })
+            .await;
+        Ok(result)
+    }
+}
+
+impl Build {
+    async fn execute(self: &Arc<Self>, needed: &[NodeIndex]) -> Result<BuildResult, Error> {
+        self.identify_all(needed).await?;
+        let missing = self.missing()?;
+        // A step that the plan has twice, such as the same base of several builds, is told and run once.
+        let mut first = HashMap::new();
+        let (own, twins): (Vec<NodeIndex>, Vec<NodeIndex>) = needed.iter().partition(|index| {
+            self.states[**index]
+                .snapshot
+                .get()
+                .is_none_or(|id| *first.entry(*id).or_insert(**index) == **index)
+        });
+        self.tell(Event::BuildStarted { steps: own.len() }).await;
+        for &index in own.iter().filter(|index| !missing[**index]) {
+            if self.cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            self.tell_cached(index).await?;
+            // Set once, here or in `run_node`.
+            let _ = self.states[index].done.set(());
+        }
+        let mut tasks = JoinSet::new();
+        for &index in own.iter().filter(|index| missing[**index]) {
+            let build = Arc::clone(self);
+            tasks.spawn(async move { build.run_node(index).await });
+        }
+        for index in twins {
+            let build = Arc::clone(self);
+            let twin = build.states[index]
+                .snapshot
+                .get()
+                .and_then(|id| first.get(id))
+                .copied()
+                .unwrap_or(index);
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = build.states[twin].done.wait() => {}
+                    () = build.cancel.cancelled() => return Err(Error::Cancelled),
+                }
+                let _ = build.states[index].done.set(());
+                Ok(())
+            });
+        }
+        let mut failure = None;
+        while let Some(ended) = tasks.join_next().await {
+            let result = ended.unwrap_or_else(|error| Err(Error::Bug(error.to_string())));
+            if let Err(error) = result {
+                self.cancel.cancel();
+                if failure.is_none() || matches!(failure, Some(Error::Cancelled)) {
+                    failure = Some(error);
+                }
+            }
+        }
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        let target = &self.states[self.plan.target];
+        let built = self.built.load(Ordering::Relaxed);
+        match (target.step.get(), target.snapshot.get()) {
+            (Some(step), Some(snapshot)) => Ok(BuildResult {
+                step: *step,
+                snapshot: *snapshot,
+                built,
+                cached: own.len().saturating_sub(built),
+            }),
+            _ => Err(Error::Bug(
+                "the target has no id after the build".to_owned(),
+            )),
+        }
+    }
+
+    /// Gives every needed node the id that it can have before anything runs, and takes the lease on all of them.
+    async fn identify_all(self: &Arc<Self>, needed: &[NodeIndex]) -> Result<(), Error> {
+        for &index in needed {
+            self.identify(index, false).await?;
+        }
+        let snapshots = needed
+            .iter()
+            .filter_map(|index| self.states[*index].snapshot.get().copied());
+        self.lease
+            .lock()
+            .expect("no holder of this lock panics")
+            .add(snapshots)
+    }
+
+    /// Gives the node its id, if that can be known. With `now`, everything that it stands on is there.
+    async fn identify(self: &Arc<Self>, index: NodeIndex, now: bool) -> Result<(), Error> {
+        let state = &self.states[index];
+        if state.step.get().is_some() {
+            return Ok(());
+        }
+        let step = match &self.plan.nodes[index].operation {
+            Operation::Base { id, .. } => *id,
+            Operation::Run { parent, run } => match self.states[*parent].step.get() {
+                Some(parent) => identity::run_id(parent, run),
+                None => return Ok(()),
+            },
+            Operation::Copy { parent, copy } => {
+                let digest = self.tree_digest(index, copy, now).await?;
+                match (self.states[*parent].step.get(), digest) {
+                    (Some(parent), Some(digest)) => identity::copy_id(parent, &digest, copy),
+                    _ => return Ok(()),
+                }
+            }
+        };
+        let plain = ids::snapshot(step);
+        let snapshot = if self.forced[index] {
+            ids::again(step, &self.nonce)
+        } else {
+            match self.overrides.get(&plain) {
+                Some(newer) if self.exists(*newer)? => *newer,
+                _ => plain,
+            }
+        };
+        // Only one task identifies a node: `identify_all` before, or the node's own later.
+        let _ = state.step.set(step);
+        let _ = state.snapshot.set(snapshot);
+        Ok(())
+    }
+
+    /// Returns the digest of what a copy copies; for the result of a step that has not run, `None`.
+    async fn tree_digest(
+        self: &Arc<Self>,
+        index: NodeIndex,
+        copy: &Copy,
+        now: bool,
+    ) -> Result<Option<[u8; 32]>, Error> {
+        let state = &self.states[index];
+        if let Some(digest) = state.digest.get() {
+            return Ok(Some(*digest));
+        }
+        let digest = match copy.source {
+            CopySource::Context => {
+                let mut memo = self.memo.lock().await;
+                let name = self.settings.context.to_string_lossy().into_owned();
+                let mut digests = match memo.take() {
+                    Some(digests) => digests,
+                    None => DigestMemo::from_bytes(
+                        &self
+                            .engine
+                            .database()
+                            .await?
+                            .memo(&name)
+                            .await?
+                            .unwrap_or_default(),
+                    ),
+                };
+                let source = Source::Context(self.settings.context.clone());
+                let (scanned, digests) = self
+                    .scan(index, copy, source, move |scan| {
+                        let scanned = scan(&mut digests)?;
+                        Ok((scanned, digests))
+                    })
+                    .await?;
+                if digests.changed() {
+                    self.engine
+                        .database()
+                        .await?
+                        .set_memo(&name, &digests.to_bytes())
+                        .await?;
+                }
+                *memo = Some(digests);
+                let digest = scanned.manifest.digest();
+                let _ = state.scanned.set(Arc::new(scanned));
+                digest
+            }
+            CopySource::Node(source) => {
+                let Some(snapshot) = self.states[source].snapshot.get().copied() else {
+                    return Ok(None);
+                };
+                let request = request_digest(copy);
+                let database = self.engine.database().await?;
+                if let Some(digest) = database.tree_digest(snapshot, request).await? {
+                    digest
+                } else if now || self.exists(snapshot)? {
+                    let scanned = self
+                        .scan(index, copy, Source::Snapshot(snapshot), |scan| {
+                            scan(&mut DigestMemo::default())
+                        })
+                        .await?;
+                    let digest = scanned.manifest.digest();
+                    database.set_tree_digest(snapshot, request, digest).await?;
+                    let _ = state.scanned.set(Arc::new(scanned));
+                    digest
+                } else {
+                    return Ok(None);
+                }
+            }
+        };
+        let _ = state.digest.set(digest);
+        Ok(Some(digest))
+    }
+
+    /// Runs a scan on a blocking thread, which the build's cancellation stops.
+    async fn scan<T: Send + 'static>(
+        self: &Arc<Self>,
+        index: NodeIndex,
+        copy: &Copy,
+        source: Source,
+        work: impl FnOnce(&mut dyn FnMut(&mut DigestMemo) -> Result<Scanned, Error>) -> Result<T, Error>
+        + Send
+        + 'static,
+    ) -> Result<T, Error> {
+        let stop = Cancel::new().map_err(|error| Error::Bug(format!("eventfd: {error}")))?;
+        let heading = self.plan.nodes[index].heading.clone();
+        let copy = copy.clone();
+        let engine = Arc::clone(&self.engine);
+        let stopped = stop.clone();
+        let scanning = blocking(move || {
+            work(&mut |memo| scan(&heading, &copy, &source, engine.store(), memo, &stopped))
+        });
+        tokio::pin!(scanning);
+        tokio::select! {
+            result = &mut scanning => result,
+            () = self.cancel.cancelled() => {
+                stop.cancel();
+                scanning.await
+            }
+        }
+    }
+
+    fn exists(&self, id: SnapshotId) -> Result<bool, Error> {
+        self.engine
+            .store()
+            .get(id)
+            .map(|snapshot| snapshot.is_some())
+            .map_err(Error::Store)
+    }
+
+    /// Returns for each node whether it has to run (or to be looked at again when its sources are there).
+    fn missing(&self) -> Result<Vec<bool>, Error> {
+        let mut missing = vec![false; self.plan.nodes.len()];
+        let mut seen = vec![false; self.plan.nodes.len()];
+        let mut stack = vec![self.plan.target];
+        while let Some(index) = stack.pop() {
+            if std::mem::replace(&mut seen[index], true) {
+                continue;
+            }
+            let state = &self.states[index];
+            if let Some(snapshot) = state.snapshot.get()
+                && self.exists(*snapshot)?
+            {
+                continue;
+            }
+            missing[index] = true;
+            stack.extend(self.plan.nodes[index].operation.edges());
+        }
+        Ok(missing)
+    }
+
+    async fn run_node(self: &Arc<Self>, index: NodeIndex) -> Result<(), Error> {
+        let node = &self.plan.nodes[index];
+        for source in node.operation.edges() {
+            tokio::select! {
+                () = self.states[source].done.wait() => {}
+                () = self.cancel.cancelled() => return Err(Error::Cancelled),
+            }
+        }
+        let state = &self.states[index];
+        if state.snapshot.get().is_none() {
+            self.identify(index, true).await?;
+            let snapshot = self.snapshot(index)?;
+            self.lease
+                .lock()
+                .expect("no holder of this lock panics")
+                .add([snapshot])?;
+            if self.exists(snapshot)? {
+                self.tell_cached(index).await?;
+                let _ = state.done.set(());
+                return Ok(());
+            }
+        }
+        self.fly(index).await?;
+        self.built.fetch_add(1, Ordering::Relaxed);
+        let _ = state.done.set(());
+        Ok(())
+    }
+
+    fn snapshot(&self, index: NodeIndex) -> Result<SnapshotId, Error> {
+        let known = self.states[index].snapshot.get().copied();
+        known.ok_or_else(|| Error::Bug(format!("step {index} has no id")))
+    }
+
+    fn job(&self, index: NodeIndex) -> Result<Job, Error> {
+        let node = &self.plan.nodes[index];
+        let step = self.states[index].step.get().copied();
+        let work = match &node.operation {
+            Operation::Base { reference, .. } => Work::Base(
+                self.bases
+                    .get(reference)
+                    .cloned()
+                    .ok_or_else(|| Error::Bug(format!("the base {reference} was not resolved")))?,
+            ),
+            Operation::Run { parent, run } => Work::Run {
+                parent: self.snapshot(*parent)?,
+                run: run.clone(),
+            },
+            Operation::Copy { parent, copy } => Work::Copy {
+                parent: self.snapshot(*parent)?,
+                from: match copy.source {
+                    CopySource::Context => Source::Context(self.settings.context.clone()),
+                    CopySource::Node(source) => Source::Snapshot(self.snapshot(source)?),
+                },
+                copy: copy.clone(),
+                scanned: self.states[index].scanned.get().cloned(),
+            },
+        };
+        Ok(Job {
+            step: step.ok_or_else(|| Error::Bug(format!("step {index} has no id")))?,
+            id: self.snapshot(index)?,
+            heading: node.heading.clone(),
+            work,
+            settings: Arc::clone(&self.settings),
+        })
+    }
+
+    /// Runs the step, or takes part in it where somebody else runs it already, telling its output meanwhile.
+    async fn fly(self: &Arc<Self>, index: NodeIndex) -> Result<(), Error> {
+        let began = Instant::now();
+        self.tell_started(index).await?;
+        loop {
+            let ticket = flight::join(&self.engine, self.job(index)?)?;
+            self.landing.add(&ticket.flight);
+            match self.follow(index, &ticket).await {
+                // Its last user left as we came: start anew.
+                Err(Error::Shared(error))
+                    if matches!(*error, Error::Cancelled) && !self.cancel.is_cancelled() => {}
+                Err(Error::Shared(error)) => {
+                    if let Ok(id) = self.snapshot(index)
+                        && !matches!(*error, Error::Cancelled)
+                    {
+                        self.tell(Event::StepFailed {
+                            step: index,
+                            id: id.to_string(),
+                            error: error.to_string(),
+                            duration: began.elapsed(),
+                        })
+                        .await;
+                    }
+                    return Err(match Arc::try_unwrap(error) {
+                        Ok(error) => error,
+                        Err(error) if matches!(*error, Error::Cancelled) => Error::Cancelled,
+                        Err(error) => Error::Shared(error),
+                    });
+                }
+                Err(error) => return Err(error),
+                Ok(outcome) => {
+                    let id = self.snapshot(index)?.to_string();
+                    self.tell(Event::StepFinished {
+                        step: index,
+                        id,
+                        outcome,
+                        duration: began.elapsed(),
+                    })
+                    .await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Tells a flight's output until it has landed.
+    async fn follow(&self, index: NodeIndex, ticket: &flight::Ticket) -> Result<Outcome, Error> {
+        let flight = &ticket.flight;
+        let mut log = flight.log.subscribe();
+        let mut foreign = flight.foreign.subscribe();
+        let mut progress = flight.progress.subscribe();
+        let mut reader = Reader::new(self.engine.log_path(self.snapshot(index)?));
+        loop {
+            let position: Position = *log.borrow_and_update();
+            while let Some(data) = reader.next(position)? {
+                self.tell(Event::StepOutput { step: index, data }).await;
+            }
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return Err(Error::Cancelled),
+                result = flight.done.wait() => {
+                    let position: Position = *flight.log.borrow();
+                    while let Some(data) = reader.next(position)? {
+                        self.tell(Event::StepOutput { step: index, data }).await;
+                    }
+                    return result.clone().map_err(Error::Shared);
+                }
+                Ok(()) = log.changed() => {}
+                Ok(()) = foreign.changed() => {
+                    if *foreign.borrow_and_update() {
+                        self.tell(Event::StepShared { step: index }).await;
+                    }
+                }
+                Ok(()) = progress.changed() => {
+                    let now = *progress.borrow_and_update();
+                    if let Some((done_bytes, total_bytes)) = now {
+                        self.tell(Event::StepProgress { step: index, done_bytes, total_bytes }).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn tell(&self, event: Event) {
+        // Nobody listens any more: the build goes on.
+        let _ = self.events.send(event).await;
+    }
+
+    async fn tell_started(&self, index: NodeIndex) -> Result<(), Error> {
+        let node = &self.plan.nodes[index];
+        self.tell(Event::StepStarted {
+            step: index,
+            id: self.snapshot(index)?.to_string(),
+            build: node.build.clone(),
+            heading: node.heading.clone(),
+            preamble: node.preamble.clone(),
+        })
+        .await;
+        Ok(())
+    }
+
+    async fn tell_cached(&self, index: NodeIndex) -> Result<(), Error> {
+        self.tell_started(index).await?;
+        let snapshot = self.snapshot(index)?;
+        if self.settings.replay {
+            let path = self.engine.log_path(snapshot);
+            let length = fs_err::metadata(&path).map_or(0, |metadata| metadata.len());
+            let mut reader = Reader::new(path);
+            while let Some(data) = reader.next(Position { attempt: 1, length })? {
+                self.tell(Event::StepOutput { step: index, data }).await;
+            }
+        }
+        let id = snapshot.to_string();
+        let duration = std::time::Duration::ZERO;
+        self.tell(Event::StepFinished {
+            step: index,
+            id,
+            outcome: Outcome::Cached,
+            duration,
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Makes the build's results durable and writes what the database keeps of it.
+    async fn record(&self, needed: &[NodeIndex]) -> Result<(), Error> {
+        let wrote = !self
+            .engine
+            .finished
+            .lock()
+            .expect("no holder of this lock panics")
+            .is_empty();
+        let store = Arc::clone(&self.engine.store);
+        let syncing =
+            wrote.then(|| tokio::spawn(blocking(move || store.sync().map_err(Error::Store))));
+        self.engine.flush().await?;
+        let used: Vec<_> = needed
+            .iter()
+            .filter_map(|index| self.states[*index].snapshot.get().copied())
+            .collect();
+        self.engine.database().await?.touch(&used).await?;
+        match syncing {
+            Some(syncing) => syncing
+                .await
+                .unwrap_or_else(|error| Err(Error::Bug(error.to_string()))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Returns the nodes that the target needs, in the order of the plan.
+fn reachable(plan: &Plan) -> Vec<NodeIndex> {
+    let mut needed = vec![false; plan.nodes.len()];
+    let mut stack = vec![plan.target];
+    while let Some(index) = stack.pop() {
+        if !std::mem::replace(&mut needed[index], true) {
+            stack.extend(plan.nodes[index].operation.edges());
+        }
+    }
+    (0..needed.len()).filter(|index| needed[*index]).collect()
+}
+
+/// Returns which nodes run although their result may be there.
+fn forced(plan: &Plan, no_cache: &NoCache) -> Vec<bool> {
+    let mut forced = vec![false; plan.nodes.len()];
+    for (index, node) in plan.nodes.iter().enumerate() {
+        forced[index] = match no_cache {
+            NoCache::Never => false,
+            NoCache::All => !matches!(node.operation, Operation::Base { .. }),
+            NoCache::From(first) => {
+                // Edges point to lower indices, so those are decided already.
+                (index == *first && !matches!(node.operation, Operation::Base { .. }))
+                    || node.operation.edges().any(|source| forced[source])
+            }
+        };
+    }
+    forced
+}
+
+fn check_secrets(plan: &Plan, needed: &[NodeIndex], settings: &Settings) -> Result<(), Error> {
+    for &index in needed {
+        let node = &plan.nodes[index];
+        if let Operation::Run { run, .. } = &node.operation
+            && let Some(secret) = run
+                .secrets
+                .iter()
+                .find(|secret| !settings.secrets.contains_key(&secret.id))
+        {
+            return Err(Error::MissingSecret {
+                id: secret.id.to_string(),
+                heading: node.heading.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Returns a digest of which files a copy asks for, length-prefixed so that no two requests look alike.
+fn request_digest(copy: &Copy) -> [u8; 32] {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    for list in [&copy.src, &copy.exclude] {
+        hash.update((list.len() as u64).to_le_bytes());
+        for item in list {
+            hash.update((item.len() as u64).to_le_bytes());
+            hash.update(item.as_slice());
+        }
+    }
+    hash.finalize().into()
+}

@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The store's bookkeeping in `SQLite`: steps, their last use, remembered digests.
+//!
+//! Deleting the file loses no snapshot: a step's result is the snapshot in the store, and what stands here can be
+//! missing. Writes of a build are batched (see [`Database::record`]) so that no step waits for them.
+
+use crate::{Error, StepRecord};
+use obuild_stores::SnapshotId;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Mutex;
+
+/// The schema's version, in `PRAGMA user_version`.
+const VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS steps(
+  id TEXT PRIMARY KEY,           -- the snapshot's id
+  step TEXT NOT NULL,            -- the step's id; differs from `id` for a result of --no-cache or a failed step
+  parent TEXT,
+  kind TEXT NOT NULL,            -- base, run, copy, failed
+  heading TEXT NOT NULL,
+  created INTEGER NOT NULL,      -- milliseconds since 1970
+  used INTEGER NOT NULL,
+  duration INTEGER NOT NULL,     -- milliseconds
+  size INTEGER                   -- bytes beyond the parent; null until somebody asks
+) STRICT;
+CREATE INDEX IF NOT EXISTS steps_used ON steps(used);
+CREATE TABLE IF NOT EXISTS overrides(
+  step TEXT PRIMARY KEY,         -- a step that --no-cache has run again,
+  id TEXT NOT NULL               -- and the snapshot that holds its newest result
+) STRICT;
+CREATE TABLE IF NOT EXISTS tree_digests(
+  source TEXT NOT NULL,          -- a snapshot,
+  request BLOB NOT NULL,         -- what was copied from it (digest of the sources and exclusions),
+  digest BLOB NOT NULL,          -- and the digest of those files
+  PRIMARY KEY(source, request)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS memos(
+  name TEXT PRIMARY KEY,         -- a directory or file of the host
+  content BLOB NOT NULL,         -- remembered digests
+  used INTEGER NOT NULL
+) STRICT;
+PRAGMA user_version = 1;
+";
+
+/// The database of one store.
+#[derive(Debug)]
+pub(crate) struct Database {
+    path: PathBuf,
+    connection: Mutex<SqliteConnection>,
+}
+
+/// Returns milliseconds since 1970.
+pub(crate) fn milliseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn from_milliseconds(value: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(value).unwrap_or(0))
+}
+
+fn int(value: u128) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+impl Database {
+    /// Opens or creates the database; one that is damaged is put aside and a new one begun.
+    pub(crate) async fn open(path: &Path) -> Result<Self, Error> {
+        match Self::try_open(path).await {
+            Err(Error::Database { source, .. }) if is_damaged(&source) => {
+                let aside =
+                    path.with_extension(format!("damaged-{}", milliseconds(SystemTime::now())));
+                tracing::warn!(path = %path.display(), aside = %aside.display(), "the database is damaged; starting a new one");
+                for suffix in ["", "-wal", "-shm"] {
+                    let with = |base: &Path| {
+                        let mut name = base.as_os_str().to_owned();
+                        name.push(suffix);
+                        PathBuf::from(name)
+                    };
+                    // A missing -wal or -shm is the normal case.
+                    let _ = fs_err::rename(with(path), with(&aside));
+                }
+                Self::try_open(path).await
+            }
+            other => other,
+        }
+    }
+
+    async fn try_open(path: &Path) -> Result<Self, Error> {
+        let fail = |source| Error::Database {
+            path: path.to_owned(),
+            source,
+        };
+        let mut connection = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // A commit may be lost by a power cut, never torn (sqlite.org/wal.html); `sync` follows at a build's end.
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(Duration::from_secs(10))
+            // The next process to open the file reads all of a log that is left (sqlite.org/walformat.html, recovery).
+            .pragma("wal_autocheckpoint", "64")
+            .disable_statement_logging()
+            .connect()
+            .await
+            .map_err(fail)?;
+        let found: i64 = sqlx::query("PRAGMA user_version")
+            .fetch_one(&mut connection)
+            .await
+            .and_then(|row| row.try_get(0))
+            .map_err(fail)?;
+        if found > VERSION {
+            return Err(Error::NewerDatabase {
+                path: path.to_owned(),
+                found,
+                known: VERSION,
+            });
+        }
+        if found < VERSION {
+            sqlx::raw_sql(SCHEMA)
+                .execute(&mut connection)
+                .await
+                .map_err(fail)?;
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            connection: Mutex::new(connection),
+        })
+    }
+
+    fn fail(&self, source: sqlx::Error) -> Error {
+        Error::Database {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    /// Adds the steps of a batch in one transaction.
+    pub(crate) async fn record(&self, steps: &[StepRecord]) -> Result<(), Error> {
+        let mut connection = self.connection.lock().await;
+        let mut transaction = connection.begin().await.map_err(|e| self.fail(e))?;
+        for step in steps {
+            sqlx::query(
+                "INSERT OR REPLACE INTO steps(id, step, parent, kind, heading, created, used, duration) \
+                 VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
+            )
+            .bind(step.id.to_string())
+            .bind(step.step.to_string())
+            .bind(step.parent.map(|id| id.to_string()))
+            .bind(&step.kind)
+            .bind(&step.heading)
+            .bind(milliseconds(step.created))
+            .bind(milliseconds(step.used))
+            .bind(int(step.duration.as_millis()))
+            .execute(&mut *transaction)
+            .await
+            .map_err(|e| self.fail(e))?;
+            if step.id.as_bytes() != step.step.as_bytes() && step.kind != "failed" {
+                sqlx::query("INSERT OR REPLACE INTO overrides(step, id) VALUES(?, ?)")
+                    .bind(step.step.to_string())
+                    .bind(step.id.to_string())
+                    .execute(&mut *transaction)
+                    .await
+                    .map_err(|e| self.fail(e))?;
+            }
+        }
+        transaction.commit().await.map_err(|e| self.fail(e))
+    }
+
+    /// Returns every recorded step by its snapshot.
+    pub(crate) async fn steps(&self) -> Result<HashMap<SnapshotId, StepRecord>, Error> {
+        let rows = sqlx::query(
+            "SELECT id, step, parent, kind, heading, created, used, duration, size FROM steps",
+        )
+        .fetch_all(&mut *self.connection.lock().await)
+        .await
+        .map_err(|e| self.fail(e))?;
+        rows.iter()
+            .map(|row| self.step(row).map(|step| (step.id, step)))
+            .collect()
+    }
+
+    fn step(&self, row: &SqliteRow) -> Result<StepRecord, Error> {
+        let get = || -> Result<StepRecord, sqlx::Error> {
+            let id = |text: String| {
+                text.parse::<SnapshotId>()
+                    .map_err(|e| sqlx::Error::Decode(Box::new(e)))
+            };
+            Ok(StepRecord {
+                id: id(row.try_get(0)?)?,
+                step: row
+                    .try_get::<String, _>(1)?
+                    .parse()
+                    .map_err(|e| sqlx::Error::Decode(Box::new(e)))?,
+                parent: row.try_get::<Option<String>, _>(2)?.map(id).transpose()?,
+                kind: row.try_get(3)?,
+                heading: row.try_get(4)?,
+                created: from_milliseconds(row.try_get(5)?),
+                used: from_milliseconds(row.try_get(6)?),
+                duration: Duration::from_millis(
+                    u64::try_from(row.try_get::<i64, _>(7)?).unwrap_or(0),
+                ),
+                size_bytes: row
+                    .try_get::<Option<i64>, _>(8)?
+                    .and_then(|size| u64::try_from(size).ok()),
+            })
+        };
+        get().map_err(|e| self.fail(e))
+    }
+
+    /// Remembers the sizes of snapshots, which never change.
+    pub(crate) async fn set_sizes(&self, sizes: &[(SnapshotId, u64)]) -> Result<(), Error> {
+        let mut connection = self.connection.lock().await;
+        let mut transaction = connection.begin().await.map_err(|e| self.fail(e))?;
+        for (id, size) in sizes {
+            sqlx::query("UPDATE steps SET size = ? WHERE id = ?")
+                .bind(int(u128::from(*size)))
+                .bind(id.to_string())
+                .execute(&mut *transaction)
+                .await
+                .map_err(|e| self.fail(e))?;
+        }
+        transaction.commit().await.map_err(|e| self.fail(e))
+    }
+
+    /// Forgets removed snapshots.
+    pub(crate) async fn forget(&self, ids: &[SnapshotId]) -> Result<(), Error> {
+        let list = id_list(ids);
+        let mut connection = self.connection.lock().await;
+        let mut transaction = connection.begin().await.map_err(|e| self.fail(e))?;
+        for statement in [
+            "DELETE FROM steps WHERE id IN (SELECT value FROM json_each(?))",
+            "DELETE FROM overrides WHERE id IN (SELECT value FROM json_each(?))",
+        ] {
+            sqlx::query(statement)
+                .bind(&list)
+                .execute(&mut *transaction)
+                .await
+                .map_err(|e| self.fail(e))?;
+        }
+        transaction.commit().await.map_err(|e| self.fail(e))
+    }
+
+    /// Returns which snapshots stand for steps that `--no-cache` has run again.
+    pub(crate) async fn overrides(&self) -> Result<HashMap<SnapshotId, SnapshotId>, Error> {
+        let rows = sqlx::query("SELECT step, id FROM overrides")
+            .fetch_all(&mut *self.connection.lock().await)
+            .await
+            .map_err(|e| self.fail(e))?;
+        let mut overrides = HashMap::new();
+        for row in rows {
+            let step: String = row.try_get(0).map_err(|e| self.fail(e))?;
+            let id: String = row.try_get(1).map_err(|e| self.fail(e))?;
+            // A row that does not parse is of no use and no harm.
+            if let (Ok(step), Ok(id)) = (step.parse(), id.parse()) {
+                overrides.insert(step, id);
+            }
+        }
+        Ok(overrides)
+    }
+
+    /// Returns the remembered digest of files of a snapshot.
+    pub(crate) async fn tree_digest(
+        &self,
+        source: SnapshotId,
+        request: [u8; 32],
+    ) -> Result<Option<[u8; 32]>, Error> {
+        let row = sqlx::query("SELECT digest FROM tree_digests WHERE source = ? AND request = ?")
+            .bind(source.to_string())
+            .bind(request.as_slice())
+            .fetch_optional(&mut *self.connection.lock().await)
+            .await
+            .map_err(|e| self.fail(e))?;
+        let Some(row) = row else { return Ok(None) };
+        let digest: Vec<u8> = row.try_get(0).map_err(|e| self.fail(e))?;
+        Ok(digest.try_into().ok())
+    }
+
+    /// Remembers the digest of files of a snapshot, which is for ever.
+    pub(crate) async fn set_tree_digest(
+        &self,
+        source: SnapshotId,
+        request: [u8; 32],
+        digest: [u8; 32],
+    ) -> Result<(), Error> {
+        sqlx::query("INSERT OR REPLACE INTO tree_digests(source, request, digest) VALUES(?, ?, ?)")
+            .bind(source.to_string())
+            .bind(request.as_slice())
+            .bind(digest.as_slice())
+            .execute(&mut *self.connection.lock().await)
+            .await
+            .map_err(|e| self.fail(e))?;
+        Ok(())
+    }
+
+    /// Returns what was remembered under a name.
+    pub(crate) async fn memo(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        let row = sqlx::query("SELECT content FROM memos WHERE name = ?")
+            .bind(name)
+            .fetch_optional(&mut *self.connection.lock().await)
+            .await
+            .map_err(|e| self.fail(e))?;
+        row.map(|row| row.try_get(0))
+            .transpose()
+            .map_err(|e| self.fail(e))
+    }
+
+    /// Remembers something under a name.
+    pub(crate) async fn set_memo(&self, name: &str, content: &[u8]) -> Result<(), Error> {
+        sqlx::query("INSERT OR REPLACE INTO memos(name, content, used) VALUES(?, ?, ?)")
+            .bind(name)
+            .bind(content)
+            .bind(milliseconds(SystemTime::now()))
+            .execute(&mut *self.connection.lock().await)
+            .await
+            .map_err(|e| self.fail(e))?;
+        Ok(())
+    }
+
+    /// Notes that the steps were used now. What was noted within the last minute stays: a build that finds everything
+    /// cached need not write.
+    pub(crate) async fn touch(&self, ids: &[SnapshotId]) -> Result<(), Error> {
+        let list = id_list(ids);
+        let now = milliseconds(SystemTime::now());
+        sqlx::query(
+            "UPDATE steps SET used = ? WHERE id IN (SELECT value FROM json_each(?)) AND used < ?",
+        )
+        .bind(now)
+        .bind(list)
+        .bind(now - 60_000)
+        .execute(&mut *self.connection.lock().await)
+        .await
+        .map_err(|e| self.fail(e))?;
+        Ok(())
+    }
+}
+
+/// Writes ids as a JSON array, for `json_each`.
+fn id_list(ids: &[SnapshotId]) -> String {
+    let ids: serde_json::Value = ids.iter().map(ToString::to_string).collect();
+    ids.to_string()
+}
+
+/// Returns whether the file is no usable database (`SQLITE_CORRUPT` 11, `SQLITE_NOTADB` 26).
+fn is_damaged(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| matches!(code.parse::<u32>().map(|code| code & 0xff), Ok(11 | 26)))
+}

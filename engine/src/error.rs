@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What can end a build.
+
+use obuild_specs::StepId;
+use std::path::PathBuf;
+
+/// Why a build, or an operation on the store, ended without its result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A step's command failed.
+    #[error("{heading}: {reason}")]
+    StepFailed {
+        /// The step as the spec has it.
+        heading: String,
+        /// The step's id.
+        id: StepId,
+        /// How it ended: `exit status 7`, `killed by signal 9`, `timed out after 60 s`.
+        reason: String,
+    },
+    /// A step's sources or destination are not as the spec says.
+    #[error("{heading}")]
+    CopyFailed {
+        /// The step as the spec has it.
+        heading: String,
+        /// What is wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The caller cancelled the build.
+    #[error("cancelled")]
+    Cancelled,
+    /// A secret that the spec asks for was not given.
+    #[error("the spec asks for the secret {id:?} ({heading}), but it was not given")]
+    MissingSecret {
+        /// The secret's name.
+        id: String,
+        /// The step that asks for it.
+        heading: String,
+    },
+    /// The tree has no such user.
+    #[error("there is no user {name:?} in the tree's /etc/passwd")]
+    NoUser {
+        /// The name.
+        name: String,
+    },
+    /// There is no step or snapshot of this id.
+    #[error("there is no step {0} in the store")]
+    NoSuchStep(String),
+    /// The id's beginning fits several.
+    #[error("{prefix} is the beginning of {count} ids")]
+    AmbiguousId {
+        /// What was given.
+        prefix: String,
+        /// How many it fits.
+        count: usize,
+    },
+    /// The snapshot is in use by a build that is running.
+    #[error("step {0} is in use by a running build")]
+    InUse(String),
+    /// The snapshot has others standing on it.
+    #[error("step {id} has {count} steps standing on it")]
+    HasChildren {
+        /// The step.
+        id: String,
+        /// How many.
+        count: usize,
+    },
+    /// A base image could not be resolved or imported.
+    #[error("cannot use the base image {reference}")]
+    Base {
+        /// The reference.
+        reference: String,
+        /// Why.
+        #[source]
+        source: Box<obuild_images::Error>,
+    },
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[source] obuild_stores::Error),
+    /// The sandbox could not run the step.
+    #[error("{heading}")]
+    Sandbox {
+        /// The step as the spec has it.
+        heading: String,
+        /// Why.
+        #[source]
+        source: obuild_sandboxes::Error,
+    },
+    /// A file of the engine's own could not be read or written.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The bookkeeping database failed.
+    #[error("the database {} failed", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What `SQLite` said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The database was written by a newer version.
+    #[error("the database {} has format {found}, but this program knows formats up to {known}", path.display())]
+    NewerDatabase {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+        /// The newest that is known.
+        known: i64,
+    },
+    /// A broken invariant.
+    #[error("internal error: {0}")]
+    Bug(String),
+    /// The same failure, told to several who waited for it.
+    #[error("{}", .0)]
+    Shared(#[source] std::sync::Arc<Error>),
+}
+
+/// Which of the exit codes an error is for (design decision 12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The build failed: 1.
+    Build,
+    /// The spec or the usage is wrong: 2.
+    Usage,
+    /// The host or a service failed: 3.
+    Host,
+    /// Our bug: 4.
+    Bug,
+    /// Interrupted: 130.
+    Interrupted,
+}
+
+impl Error {
+    /// Returns which exit code the error is for.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::StepFailed { .. } | Self::CopyFailed { .. } | Self::NoUser { .. } => Kind::Build,
+            Self::Cancelled => Kind::Interrupted,
+            Self::MissingSecret { .. }
+            | Self::NoSuchStep(_)
+            | Self::AmbiguousId { .. }
+            | Self::InUse(_)
+            | Self::HasChildren { .. } => Kind::Usage,
+            Self::Sandbox { source, .. } => match source {
+                obuild_sandboxes::Error::NoProgram { .. } | obuild_sandboxes::Error::NoUser(_) => {
+                    Kind::Build
+                }
+                _ => Kind::Host,
+            },
+            Self::Base { source, .. } => match source.kind() {
+                obuild_images::ErrorKind::Usage => Kind::Usage,
+                obuild_images::ErrorKind::Host => Kind::Host,
+                obuild_images::ErrorKind::Cancelled => Kind::Interrupted,
+            },
+            Self::Store(_)
+            | Self::Io { .. }
+            | Self::Database { .. }
+            | Self::NewerDatabase { .. } => Kind::Host,
+            Self::Bug(_) => Kind::Bug,
+            Self::Shared(error) => error.kind(),
+        }
+    }
+
+    /// Returns whether a full disk is at the bottom of it.
+    pub fn is_disk_full(&self) -> bool {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = source {
+            if let Some(io) = error.downcast_ref::<std::io::Error>()
+                && io.kind() == std::io::ErrorKind::StorageFull
+            {
+                return true;
+            }
+            source = error.source();
+        }
+        false
+    }
+}

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Locks that the kernel drops when their owner dies: one for each step being built, one for what a build uses.
+//!
+//! * `locks/ID` is held (`flock(2)`) by whoever builds the step; others follow its log and try again.
+//! * `leases/UNIQUE` is held by a build and lists the snapshots that it counts on. `gc.lock` orders the two sides:
+//!   a build adds to its lease under the shared lock, a removal looks at all leases and removes under the exclusive
+//!   one. A lease whose lock can be taken belongs to a dead build and is deleted.
+
+use crate::Error;
+use obuild_stores::SnapshotId;
+use rustix::fs::{FlockOperation, flock, fstat, stat};
+use rustix::io::Errno;
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(io("open", path))
+}
+
+/// The right to build one step, held until dropped or until the process ends.
+#[derive(Debug)]
+pub(crate) struct StepLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl StepLock {
+    /// Takes the lock, or returns `None` while another build holds it.
+    pub(crate) fn try_acquire(directory: &Path, id: SnapshotId) -> Result<Option<Self>, Error> {
+        let path = directory.join(id.to_string());
+        loop {
+            let file = open(&path)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(io("lock", &path)(error.into())),
+            }
+            // The holder before us removes the file as it lets go; a lock on a removed file guards nothing.
+            let ours = fstat(&file).map_err(|error| io("look at", &path)(error.into()))?;
+            if stat(&path)
+                .is_ok_and(|there| (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino))
+            {
+                return Ok(Some(Self { path, _file: file }));
+            }
+        }
+    }
+}
+
+impl Drop for StepLock {
+    fn drop(&mut self) {
+        // Left behind, it would be an empty file that the next build of the step takes over.
+        let _ = fs_err::remove_file(&self.path);
+    }
+}
+
+/// The snapshots that a build counts on; nothing removes them while it lives.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    path: PathBuf,
+    file: File,
+    gc: PathBuf,
+}
+
+impl Lease {
+    /// Begins a lease that holds nothing yet.
+    pub(crate) fn create(state: &Path) -> Result<Self, Error> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let gc = state.join("gc.lock");
+        let directory = state.join("leases");
+        loop {
+            let unique = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = directory.join(format!("{}-{unique}", std::process::id()));
+            let file = open(&path)?;
+            // A file of this name can be left from a dead process of the same number; then it is ours now. One that
+            // is locked belongs to a process of another pid namespace.
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+                && stat(&path)
+                    .is_ok_and(|there| fstat(&file).is_ok_and(|ours| ours.st_ino == there.st_ino))
+            {
+                file.set_len(0).map_err(io("truncate", &path))?;
+                return Ok(Self { path, file, gc });
+            }
+        }
+    }
+
+    /// Adds snapshots, whether they exist yet or not. Waits while a removal is going on.
+    pub(crate) fn add(&mut self, ids: impl IntoIterator<Item = SnapshotId>) -> Result<(), Error> {
+        let mut lines = String::new();
+        for id in ids {
+            // Writing to a string cannot fail.
+            let _ = writeln!(lines, "{id}");
+        }
+        let gc = open(&self.gc)?;
+        flock(&gc, FlockOperation::LockShared)
+            .map_err(|error| io("lock", &self.gc)(error.into()))?;
+        self.file
+            .write_all(lines.as_bytes())
+            .map_err(io("write", &self.path))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // Left behind, it is recognised as dead by its lock.
+        let _ = fs_err::remove_file(&self.path);
+    }
+}
+
+/// The right to remove snapshots, with what live builds count on.
+#[derive(Debug)]
+pub(crate) struct Removal {
+    _gc: File,
+    /// Snapshots that must stay.
+    pub(crate) in_use: HashSet<SnapshotId>,
+}
+
+impl Removal {
+    /// Waits until no build is adding to its lease, and keeps them waiting until dropped.
+    pub(crate) fn begin(state: &Path) -> Result<Self, Error> {
+        let path = state.join("gc.lock");
+        let gc = open(&path)?;
+        flock(&gc, FlockOperation::LockExclusive)
+            .map_err(|error| io("lock", &path)(error.into()))?;
+        let directory = state.join("leases");
+        let mut in_use = HashSet::new();
+        let entries = fs_err::read_dir(&directory).map_err(io("list", &directory))?;
+        for entry in entries {
+            let path = entry.map_err(io("list", &directory))?.path();
+            let Ok(file) = open(&path) else { continue };
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                let _ = fs_err::remove_file(&path);
+                continue;
+            }
+            let text = fs_err::read_to_string(&path).unwrap_or_default();
+            in_use.extend(
+                text.lines()
+                    .filter_map(|line| line.parse::<SnapshotId>().ok()),
+            );
+        }
+        Ok(Self { _gc: gc, in_use })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> tempfile::TempDir {
+        let state = tempfile::tempdir().expect("a temporary directory can be made");
+        fs_err::create_dir(state.path().join("locks")).expect("a directory can be made");
+        fs_err::create_dir(state.path().join("leases")).expect("a directory can be made");
+        state
+    }
+
+    #[test]
+    fn a_step_has_one_builder_at_a_time() {
+        let state = state();
+        let locks = state.path().join("locks");
+        let id = SnapshotId::from_digest([7; 32]);
+        let first = StepLock::try_acquire(&locks, id)
+            .unwrap()
+            .expect("nobody holds it");
+        assert!(StepLock::try_acquire(&locks, id).unwrap().is_none());
+        drop(first);
+        assert!(StepLock::try_acquire(&locks, id).unwrap().is_some());
+        assert_eq!(
+            fs_err::read_dir(&locks).unwrap().count(),
+            0,
+            "no lock file is left"
+        );
+    }
+
+    #[test]
+    fn only_live_leases_hold_snapshots() {
+        let state = state();
+        let (kept, dead) = (
+            SnapshotId::from_digest([1; 32]),
+            SnapshotId::from_digest([2; 32]),
+        );
+        let mut lease = Lease::create(state.path()).unwrap();
+        lease.add([kept]).unwrap();
+        fs_err::write(state.path().join("leases/1-0"), format!("{dead}\n")).unwrap();
+        let removal = Removal::begin(state.path()).unwrap();
+        assert_eq!(removal.in_use, HashSet::from([kept]));
+        drop(removal);
+        drop(lease);
+        assert!(Removal::begin(state.path()).unwrap().in_use.is_empty());
+        assert_eq!(
+            fs_err::read_dir(state.path().join("leases"))
+                .unwrap()
+                .count(),
+            0
+        );
+    }
+}
