@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The command line's definition: help, completions and manual pages come from here.
+
+use crate::values::{parse_cpus, parse_duration, parse_size};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Container builds, step by step.
+#[derive(Debug, Parser)]
+#[command(
+    name = "obuild",
+    version,
+    about,
+    max_term_width = 100,
+    propagate_version = true
+)]
+#[command(
+    after_help = "Exit status: 0 done, 1 the build failed, 2 the spec or the usage is wrong, \
+3 the host or a service failed, 4 a bug in obuild, 130 interrupted."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Where results are kept: overlay:PATH or btrfs:PATH [default: the best that the data directory allows]
+    #[arg(long, global = true, value_name = "KIND:PATH", env = "OBUILD_STORE")]
+    pub(crate) store: Option<String>,
+    /// Read this configuration file instead of the default one
+    #[arg(long, global = true, value_name = "FILE", env = "OBUILD_CONFIG", value_hint = ValueHint::FilePath)]
+    pub(crate) config: Option<PathBuf>,
+    /// Colour the output
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: When,
+    /// Tell more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// Auto, always or never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum When {
+    /// When the output is a terminal
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build a spec and print the result's id
+    #[command(visible_alias = "build")]
+    Run(Run),
+    /// Report what is wrong in a spec
+    Check(Check),
+    /// Print a spec canonically, comments kept
+    Fmt(Fmt),
+    /// Convert a spec to a Dockerfile
+    Dockerfile(Dockerfile),
+    /// Print a spec's steps as a graph in DOT
+    Graph(Graph),
+    /// Check that this host can build
+    Healthcheck(Healthcheck),
+    /// Print a step's log
+    Log(Log),
+    /// List the steps in the store
+    Ls(Ls),
+    /// Tell everything about a step, as JSON
+    Inspect(Id),
+    /// Run a command, or a shell, in a step's result; changes are thrown away
+    Shell(Shell),
+    /// Copy a step's tree out of the store
+    Export(Export),
+    /// Remove steps from the store
+    Delete(Delete),
+    /// Remove the steps that were not used for longest
+    Prune(Prune),
+    /// Show what the store holds
+    Df(Df),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Write the manual pages into a directory
+    Man(Man),
+}
+
+/// How steps are run.
+#[derive(Debug, Args)]
+pub(crate) struct SandboxOptions {
+    /// How steps are isolated [default: native]
+    #[arg(long, value_name = "KIND", env = "OBUILD_SANDBOX")]
+    pub(crate) sandbox: Option<SandboxKind>,
+    /// The OCI runtime of the runc sandbox: a path or a name in PATH [default: runc]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) runtime: Option<PathBuf>,
+}
+
+/// The sandboxes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SandboxKind {
+    /// Namespaces made by obuild itself
+    Native,
+    /// Any OCI runtime
+    Runc,
+}
+
+/// How a build tells what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ProgressKind {
+    /// tty on a terminal, else plain
+    Auto,
+    /// Live steps with time and last lines
+    Tty,
+    /// Every line, prefixed by its step
+    Plain,
+    /// One JSON object a line
+    Json,
+    /// Nothing but the result and errors
+    Quiet,
+}
+
+/// `obuild run`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The id of the result goes to standard output, everything else to standard error.\n\n\
+An OBuilder command line works after changing the verb: obuild run -f SPEC CONTEXT --store btrfs:/path"
+)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one flag")]
+pub(crate) struct Run {
+    /// The spec (- for standard input) and the directory that copies read from [default: the spec's]; with -f only the latter
+    #[arg(value_name = "SPEC [CONTEXT]", num_args = 0..=2, value_hint = ValueHint::AnyPath)]
+    pub(crate) paths: Vec<PathBuf>,
+    /// The spec
+    #[arg(short, long, value_name = "SPEC", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxOptions,
+    /// How many steps run at once [default: the number of processors]
+    #[arg(short, long, value_name = "N")]
+    pub(crate) jobs: Option<usize>,
+    /// Build only the nested build of this name (outer/inner for one inside another)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) target: Option<String>,
+    /// Give the value of a secret: id=NAME,src=FILE, or NAME:FILE as with OBuilder
+    #[arg(long = "secret", value_name = "SECRET")]
+    pub(crate) secrets: Vec<String>,
+    /// Memory limit of each step, for example 512m or 2g
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) memory: Option<u64>,
+    /// Processor limit of each step, for example 1.5
+    #[arg(long, value_name = "N", value_parser = parse_cpus)]
+    pub(crate) cpus: Option<f64>,
+    /// Limit of processes and threads of each step
+    #[arg(long, value_name = "N")]
+    pub(crate) pids_limit: Option<u64>,
+    /// Time limit of each step, for example 90s, 10m or 2h
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Let steps skip fsync and its like (the store syncs by itself before it counts on a result)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true")]
+    pub(crate) fast_sync: bool,
+    /// Run steps with `no_new_privs`: setuid programs gain nothing
+    #[arg(long)]
+    pub(crate) no_new_privs: bool,
+    /// Run every step but the bases, also those whose result is there
+    #[arg(long, conflicts_with = "no_cache_from")]
+    pub(crate) no_cache: bool,
+    /// Run this step and those that stand on it again: a nested build's name, or a piece of one step's text
+    #[arg(long, value_name = "STEP")]
+    pub(crate) no_cache_from: Option<String>,
+    /// Keep the tree of a step that fails, for obuild shell
+    #[arg(long)]
+    pub(crate) keep_failed: bool,
+    /// How to tell what happens [default: auto]
+    #[arg(long, value_name = "KIND", env = "OBUILD_PROGRESS")]
+    pub(crate) progress: Option<ProgressKind>,
+    /// Nothing but the result and errors; the same as --progress quiet
+    #[arg(short, long, conflicts_with = "progress")]
+    pub(crate) quiet: bool,
+}
+
+/// `obuild check`.
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The specs (- for standard input)
+    #[arg(required = true, value_hint = ValueHint::FilePath)]
+    pub(crate) specs: Vec<PathBuf>,
+    /// How to report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// Text or JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// `obuild fmt`.
+#[derive(Debug, Args)]
+pub(crate) struct Fmt {
+    /// The specs (- for standard input)
+    #[arg(required = true, value_hint = ValueHint::FilePath)]
+    pub(crate) specs: Vec<PathBuf>,
+    /// Rewrite the files instead of printing
+    #[arg(short, long, conflicts_with = "check")]
+    pub(crate) write: bool,
+    /// Only say which files are not canonical; exit status 1 if any
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+/// `obuild dockerfile`.
+#[derive(Debug, Args)]
+pub(crate) struct Dockerfile {
+    /// The spec (- for standard input)
+    #[arg(value_name = "SPEC", value_hint = ValueHint::FilePath, required_unless_present = "file")]
+    pub(crate) spec: Option<PathBuf>,
+    /// The spec
+    #[arg(short, long, value_name = "SPEC", conflicts_with = "spec", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// Use what only `BuildKit` understands: cache and secret mounts, here-documents
+    #[arg(long)]
+    pub(crate) buildkit: bool,
+    /// The Dockerfile's escape character
+    #[arg(long, value_name = "KIND", default_value = "unix")]
+    pub(crate) escape: EscapeKind,
+}
+
+/// The escape character of a Dockerfile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EscapeKind {
+    /// Backslash
+    Unix,
+    /// Backquote
+    Windows,
+}
+
+/// `obuild graph`.
+#[derive(Debug, Args)]
+pub(crate) struct Graph {
+    /// The spec (- for standard input)
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) spec: PathBuf,
+}
+
+/// `obuild healthcheck`.
+#[derive(Debug, Args)]
+pub(crate) struct Healthcheck {
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxOptions,
+    /// Run the trial step in this base image instead of over this host's own files
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) base: Option<String>,
+}
+
+/// `obuild log`.
+#[derive(Debug, Args)]
+pub(crate) struct Log {
+    /// A step's id, or its beginning
+    pub(crate) id: String,
+}
+
+/// `obuild ls`.
+#[derive(Debug, Args)]
+pub(crate) struct Ls {
+    /// Only the ids
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// A step's id.
+#[derive(Debug, Args)]
+pub(crate) struct Id {
+    /// A step's id, or its beginning
+    pub(crate) id: String,
+}
+
+/// `obuild shell`.
+#[derive(Debug, Args)]
+pub(crate) struct Shell {
+    /// A step's id, or its beginning; also of a step that failed under --keep-failed
+    pub(crate) id: String,
+    /// The command [default: bash, else sh]
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<std::ffi::OsString>,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxOptions,
+    /// Give it the host's network
+    #[arg(long)]
+    pub(crate) network_host: bool,
+    /// Run as this user: a name, or uid[:gid]
+    #[arg(short, long, value_name = "USER", default_value = "0:0")]
+    pub(crate) user: String,
+    /// Start in this directory
+    #[arg(short, long, value_name = "DIR", default_value = "/")]
+    pub(crate) workdir: std::ffi::OsString,
+    /// Set a variable
+    #[arg(short, long = "env", value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<std::ffi::OsString>,
+}
+
+/// `obuild export`.
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// A step's id, or its beginning
+    pub(crate) id: String,
+    /// Where to: dir:PATH (new or empty), tar:FILE, or tar:- for standard output
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) to: String,
+}
+
+/// `obuild delete`.
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// Ids of steps, or their beginnings
+    #[arg(required_unless_present = "cache")]
+    pub(crate) ids: Vec<String>,
+    /// Also remove the steps that stand on them
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
+    /// Remove the persistent cache of this name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cache: Vec<String>,
+}
+
+/// `obuild prune`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["older_than", "keep_storage", "free", "all"]))]
+pub(crate) struct Prune {
+    /// Remove steps that no build has used for this long, for example 12h or 7d
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) older_than: Option<Duration>,
+    /// Remove until the steps hold no more than this, for example 20g
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) keep_storage: Option<u64>,
+    /// Remove until the file system has this much free
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) free: Option<u64>,
+    /// Remove everything that no running build uses
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Only say what would be removed
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+}
+
+/// `obuild df`.
+#[derive(Debug, Args)]
+pub(crate) struct Df {
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// `obuild completions`.
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `obuild man`.
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// The directory
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) directory: PathBuf,
+}

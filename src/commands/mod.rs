@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One file a subcommand, and what several of them need.
+
+pub(crate) mod check;
+pub(crate) mod completions;
+pub(crate) mod delete;
+pub(crate) mod df;
+pub(crate) mod dockerfile;
+pub(crate) mod export;
+pub(crate) mod fmt;
+pub(crate) mod graph;
+pub(crate) mod healthcheck;
+pub(crate) mod inspect;
+pub(crate) mod log;
+pub(crate) mod ls;
+pub(crate) mod man;
+pub(crate) mod prune;
+pub(crate) mod run;
+pub(crate) mod shell;
+
+use crate::cli::{Global, SandboxKind, SandboxOptions};
+use crate::config::Config;
+use crate::failure::Failure;
+use anyhow::Result;
+use obuild_engine::Engine;
+use obuild_sandboxes::{HelperCommand, Native, NativeOptions, Runc, RuncOptions, Sandbox};
+use obuild_specs::Spec;
+use obuild_stores::Store;
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Reads a spec's text; `-` is standard input.
+pub(crate) fn read_spec(path: &Path) -> Result<Vec<u8>> {
+    if path.as_os_str() == "-" {
+        let mut text = Vec::new();
+        std::io::stdin()
+            .read_to_end(&mut text)
+            .map_err(|error| Failure::host(format!("cannot read standard input: {error}")))?;
+        return Ok(text);
+    }
+    fs_err::read(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            Failure::usage(format!("there is no spec {}", path.display()))
+                .hint("obuild run SPEC [CONTEXT]")
+                .into()
+        }
+        std::io::ErrorKind::IsADirectory => {
+            Failure::usage(format!("{} is a directory, not a spec", path.display()))
+                .hint("name the spec first and the context second: obuild run SPEC CONTEXT")
+                .into()
+        }
+        _ => Failure::usage(format!("cannot read the spec: {error}")).into(),
+    })
+}
+
+/// Parses a spec, or prints what is wrong with it.
+pub(crate) fn parse_spec(path: &Path, text: &[u8], colour: bool) -> Result<Spec> {
+    Spec::parse(text).map_err(|diagnostics| {
+        let rendered =
+            obuild_specs::diagnostic::render(&diagnostics, &path.to_string_lossy(), text, colour);
+        // Nobody reads standard error: the exit status still tells.
+        let _ = std::io::stderr().write_all(rendered.as_bytes());
+        crate::failure::SpecErrors.into()
+    })
+}
+
+/// The runtime that everything asynchronous runs on: one thread, with more for what blocks.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::host(format!("cannot start: {error}")).into())
+}
+
+/// Opens the store that options and configuration name.
+pub(crate) fn open_store(global: &Global, config: &Config) -> Result<Arc<dyn Store>> {
+    let url = config.store_url(global)?;
+    Ok(obuild_stores::open(
+        &url,
+        &obuild_stores::Options::default(),
+    )?)
+}
+
+/// Opens the sandbox that options and configuration name. Cheap: nothing is started before it is needed.
+pub(crate) fn open_sandbox(
+    options: &SandboxOptions,
+    config: &Config,
+    store: &dyn Store,
+) -> Result<Arc<dyn Sandbox>> {
+    let helper = HelperCommand {
+        program: PathBuf::from("/proc/self/exe"),
+        args: vec![OsString::from(crate::HELPER)],
+    };
+    let runtime = options.runtime.clone().or_else(|| config.runtime.clone());
+    // Naming a runtime asks for the sandbox that uses it.
+    let asked = options
+        .sandbox
+        .or(options.runtime.is_some().then_some(SandboxKind::Runc));
+    Ok(
+        match asked.or(config.sandbox).unwrap_or(SandboxKind::Native) {
+            SandboxKind::Native => Arc::new(Native::open(NativeOptions { helper })?),
+            SandboxKind::Runc => Arc::new(Runc::open(RuncOptions {
+                helper,
+                runtime: runtime.unwrap_or_else(|| PathBuf::from("runc")),
+                state_dir: store.state_dir().join("sandbox"),
+            })?),
+        },
+    )
+}
+
+/// Opens the engine for a command that runs no step.
+pub(crate) fn open_engine(global: &Global) -> Result<Arc<Engine>> {
+    let config = Config::read(global)?;
+    let store = open_store(global, &config)?;
+    let sandbox = open_sandbox(
+        &SandboxOptions {
+            sandbox: None,
+            runtime: None,
+        },
+        &config,
+        &*store,
+    )?;
+    Ok(Engine::open(store, sandbox, 1)?)
+}
+
+/// Writes an answer to standard output.
+pub(crate) fn print(text: impl AsRef<[u8]>) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_ref())?;
+    Ok(out.flush()?)
+}
+
+/// Writes a JSON answer to standard output.
+pub(crate) fn print_json(value: &serde_json::Value) -> Result<()> {
+    print(format!("{value:#}\n"))
+}

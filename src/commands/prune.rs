@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `obuild prune`: remove the steps that were not used for longest.
+
+use super::ls::since;
+use super::{open_engine, print, runtime};
+use crate::cli::{Global, Prune};
+use crate::values::{age, size};
+use anyhow::Result;
+use obuild_engine::PruneOptions;
+use std::time::UNIX_EPOCH;
+
+pub(crate) fn run(global: &Global, options: &Prune) -> Result<()> {
+    let engine = open_engine(global)?;
+    let dry_run = options.dry_run;
+    let verb = if dry_run { "would remove" } else { "removed" };
+    let what = PruneOptions {
+        older_than: options.older_than,
+        keep_storage_bytes: options.keep_storage,
+        free_bytes: options.free,
+        dry_run,
+    };
+    let pruned = runtime()?.block_on(engine.prune(what, move |step, bytes| {
+        let heading = step
+            .heading
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ");
+        let used = if step.used == UNIX_EPOCH {
+            "?".to_owned()
+        } else {
+            age(since(step.used))
+        };
+        let id = step.id.to_string();
+        // When nobody reads any more, it is time to stop.
+        print(format!(
+            "{}  {:>8}  used {used:>6} ago  {heading}\n",
+            &id[..12],
+            size(bytes)
+        ))
+        .is_ok()
+    }))?;
+    print(format!(
+        "{verb} {} steps, {}\n",
+        pruned.steps.len(),
+        size(pruned.bytes)
+    ))
+}

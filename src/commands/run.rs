@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `obuild run SPEC [CONTEXT]`: build a spec.
+
+use super::{open_sandbox, open_store, parse_spec, print, read_spec, runtime};
+use crate::cli::{Global, ProgressKind, Run};
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::progress;
+use crate::values::{parse_duration, parse_size};
+use anyhow::Result;
+use bstr::BString;
+use obuild_engine::{BuildResult, Engine, NoCache, Settings};
+use obuild_images::{Resolved, Tools};
+use obuild_sandboxes::Limits;
+use obuild_specs::{BaseInfo, Diagnostic, Plan, Spec, StepId};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Events that wait for the display; more make the build wait.
+const EVENTS: usize = 256;
+
+pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
+    let config = Config::read(global)?;
+    let colour = progress::colour(global.color);
+    let (file, context) = paths(options)?;
+    let text = read_spec(&file)?;
+    let spec = parse_spec(&file, &text, colour)?;
+    let secrets = options
+        .secrets
+        .iter()
+        .map(|text| secret(text))
+        .collect::<Result<HashMap<_, _>>>()?;
+    let limits = limits(options, &config)?;
+    let kind = if options.quiet {
+        ProgressKind::Quiet
+    } else {
+        options
+            .progress
+            .or(config.progress)
+            .unwrap_or(ProgressKind::Auto)
+    };
+    let kind = progress::choose(kind);
+    let store = open_store(global, &config)?;
+    let sandbox = open_sandbox(&options.sandbox, &config, &*store)?;
+    let jobs = options
+        .jobs
+        .or(config.jobs)
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let engine = Engine::open(store, sandbox, jobs)?;
+    let result = runtime()?.block_on(async {
+        let base_dir = if file.as_os_str() == "-" {
+            context.clone()
+        } else {
+            directory_of(&file)
+        };
+        let cancel = CancellationToken::new();
+        watch_signals(&cancel)?;
+        let bases = resolve(&engine, &spec, &base_dir, &cancel).await?;
+        let plan = lower(&spec, &bases, options.target.as_deref())?;
+        let no_cache = no_cache(&plan, options)?;
+        let settings = Settings {
+            context,
+            secrets,
+            limits,
+            fast_sync: options.fast_sync,
+            no_new_privs: options.no_new_privs,
+            keep_failed: options.keep_failed,
+            no_cache,
+            replay: matches!(kind, ProgressKind::Plain | ProgressKind::Json),
+        };
+        build(&engine, plan, bases, settings, kind, colour, cancel).await
+    })?;
+    print(format!("{}\n", result.snapshot))
+}
+
+async fn build(
+    engine: &Arc<Engine>,
+    plan: Plan,
+    bases: HashMap<String, Arc<Resolved>>,
+    settings: Settings,
+    kind: ProgressKind,
+    colour: bool,
+    cancel: CancellationToken,
+) -> Result<BuildResult> {
+    let (events, receiver) = tokio::sync::mpsc::channel(EVENTS);
+    let shown = progress::show(kind, colour, receiver);
+    let result = engine.build(plan, bases, settings, events, cancel).await;
+    // The display ends when the build has dropped its end of the channel.
+    let _ = shown.await;
+    Ok(result?)
+}
+
+/// Cancels on Ctrl-C, SIGTERM and when the terminal goes away.
+fn watch_signals(cancel: &CancellationToken) -> Result<()> {
+    let watch = |kind| {
+        signal(kind).map_err(|error| Failure::host(format!("cannot watch for signals: {error}")))
+    };
+    let mut interrupt = watch(SignalKind::interrupt())?;
+    let mut terminate = watch(SignalKind::terminate())?;
+    let mut hangup = watch(SignalKind::hangup())?;
+    let cancel = cancel.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+        cancel.cancel();
+    });
+    Ok(())
+}
+
+/// Sorts out `SPEC [CONTEXT]` and `-f SPEC CONTEXT`.
+fn paths(options: &Run) -> Result<(PathBuf, PathBuf)> {
+    let (file, context) = match (&options.file, options.paths.as_slice()) {
+        (Some(file), []) | (None, [file]) => (file, None),
+        (Some(file), [context]) | (None, [file, context]) => (file, Some(context)),
+        (Some(_), _) => {
+            return Err(Failure::usage("with -f SPEC there can be one CONTEXT only").into());
+        }
+        (None, _) => {
+            return Err(Failure::usage("which spec?")
+                .hint("obuild run SPEC [CONTEXT]")
+                .into());
+        }
+    };
+    let context = match context {
+        Some(context) => context.clone(),
+        None if file.as_os_str() == "-" => PathBuf::from("."),
+        None => directory_of(file),
+    };
+    let context = fs_err::canonicalize(&context)
+        .map_err(|error| Failure::usage(format!("the context cannot be used: {error}")))?;
+    if !context.is_dir() {
+        return Err(Failure::usage(format!(
+            "the context {} is not a directory",
+            context.display()
+        ))
+        .into());
+    }
+    Ok((file.clone(), context))
+}
+
+fn directory_of(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Parses `id=NAME,src=FILE` (as `docker build`) or `NAME:FILE` (as `OBuilder`) and reads the file.
+fn secret(text: &str) -> Result<(BString, Vec<u8>)> {
+    let wrong = || {
+        Failure::usage(format!("{text:?} is no secret"))
+            .hint("give --secret id=NAME,src=FILE or --secret NAME:FILE")
+    };
+    let (name, file) = if text.starts_with("id=") || text.contains(",id=") {
+        let (mut name, mut file) = (None, None);
+        for part in text.split(',') {
+            match part.split_once('=') {
+                Some(("id", value)) => name = Some(value),
+                Some(("src" | "source", value)) => file = Some(value),
+                Some(("type", "file")) => {}
+                _ => return Err(wrong().into()),
+            }
+        }
+        (name.ok_or_else(wrong)?, file.ok_or_else(wrong)?)
+    } else {
+        text.split_once(':').ok_or_else(wrong)?
+    };
+    if name.is_empty() || file.is_empty() {
+        return Err(wrong().into());
+    }
+    let value = fs_err::read(file)
+        .map_err(|error| Failure::usage(format!("cannot read the secret {name:?}: {error}")))?;
+    Ok((BString::from(name), value))
+}
+
+fn limits(options: &Run, config: &Config) -> Result<Limits> {
+    let configured =
+        |what: &str, error: String| Failure::usage(format!("{what} in the configuration: {error}"));
+    let memory = match (options.memory, &config.memory) {
+        (Some(memory), _) => Some(memory),
+        (None, Some(text)) => Some(parse_size(text).map_err(|error| configured("memory", error))?),
+        (None, None) => None,
+    };
+    let timeout = match (options.timeout, &config.timeout) {
+        (Some(timeout), _) => Some(timeout),
+        (None, Some(text)) => {
+            Some(parse_duration(text).map_err(|error| configured("timeout", error))?)
+        }
+        (None, None) => None,
+    };
+    Ok(Limits {
+        memory_bytes: memory,
+        cpus: options.cpus.or(config.cpus),
+        pids: options.pids_limit.or(config.pids_limit),
+        timeout,
+    })
+}
+
+/// Finds out what the spec's base images are, without unpacking any.
+async fn resolve(
+    engine: &Arc<Engine>,
+    spec: &Spec,
+    base_dir: &Path,
+    cancel: &CancellationToken,
+) -> Result<HashMap<String, Arc<Resolved>>> {
+    let mut resolved = HashMap::new();
+    for base in spec.bases() {
+        let image = engine
+            .resolve(&base.value, base_dir, tools(), cancel)
+            .await?;
+        resolved.insert(base.value, Arc::new(image));
+    }
+    Ok(resolved)
+}
+
+/// How programs of the host (`debootstrap`) are found and reach the network.
+pub(crate) fn tools() -> Tools {
+    let mut tools = Tools::default();
+    if let Some(path) = std::env::var_os("PATH") {
+        tools.path = path;
+    }
+    for name in [
+        "http_proxy",
+        "https_proxy",
+        "ftp_proxy",
+        "no_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+    ] {
+        if let Some(value) = std::env::var_os(name) {
+            tools.proxies.push((name.into(), value));
+        }
+    }
+    tools
+}
+
+fn lower(
+    spec: &Spec,
+    bases: &HashMap<String, Arc<Resolved>>,
+    target: Option<&str>,
+) -> Result<Plan> {
+    let info = |reference: &str| {
+        bases.get(reference).map(|image| BaseInfo {
+            id: StepId::from_digest(*image.id.as_bytes()),
+            env: image.config.env.clone(),
+        })
+    };
+    let mut plan = obuild_specs::lower(spec, &info, &obuild_specs::LowerOptions::default())
+        .map_err(|errors| Failure::usage(messages(&errors)))?;
+    if let Some(name) = target {
+        plan.target = plan.find(name).ok_or_else(|| unknown_target(&plan, name))?;
+    }
+    Ok(plan)
+}
+
+/// What lowering refuses was refused by the parser before, but for a base that is not known.
+pub(crate) fn messages(errors: &[Diagnostic]) -> String {
+    errors
+        .iter()
+        .map(|error| error.message.as_str())
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+fn unknown_target(plan: &Plan, name: &str) -> Failure {
+    let failure = Failure::usage(format!("the spec has no build {name:?}"));
+    let near = plan.suggest(name);
+    match near.as_slice() {
+        [] if plan.names.is_empty() => failure.hint("it has no nested build at all"),
+        [] => failure,
+        near => failure.hint(format!("it has {}", near.join(", "))),
+    }
+}
+
+/// Finds the step that `--no-cache-from` means: a nested build's name, or text that one step's heading holds.
+fn no_cache(plan: &Plan, options: &Run) -> Result<NoCache> {
+    if options.no_cache {
+        return Ok(NoCache::All);
+    }
+    let Some(text) = &options.no_cache_from else {
+        return Ok(NoCache::Never);
+    };
+    if let Some(first) = plan
+        .nodes
+        .iter()
+        .position(|node| node.build.join("/") == *text && !text.is_empty())
+    {
+        // The whole nested build: its steps all stand on its first.
+        return Ok(NoCache::From(first));
+    }
+    let fitting: Vec<usize> = plan
+        .nodes
+        .iter()
+        .enumerate()
+        .filter(|(_, node)| node.heading.contains(text.as_str()))
+        .map(|(i, _)| i)
+        .collect();
+    match fitting.as_slice() {
+        [step] => Ok(NoCache::From(*step)),
+        [] => Err(
+            Failure::usage(format!("no step of the spec has {text:?} in it"))
+                .hint("give a nested build's name, or a piece of the step's text")
+                .into(),
+        ),
+        several => Err(Failure::usage(format!(
+            "{} steps of the spec have {text:?} in them",
+            several.len()
+        ))
+        .hint("give a longer piece of the step's text")
+        .into()),
+    }
+}

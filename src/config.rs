@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The configuration file and the default places (XDG directories; root's are the system's).
+
+use crate::cli::{Global, ProgressKind, SandboxKind};
+use crate::failure::Failure;
+use anyhow::{Context, Result};
+use obuild_stores::StoreUrl;
+use serde::Deserialize;
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// What a configuration file may say; the command line and the environment win over it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Config {
+    pub(crate) store: Option<String>,
+    pub(crate) sandbox: Option<SandboxKind>,
+    pub(crate) runtime: Option<PathBuf>,
+    pub(crate) jobs: Option<usize>,
+    pub(crate) memory: Option<String>,
+    pub(crate) cpus: Option<f64>,
+    pub(crate) pids_limit: Option<u64>,
+    pub(crate) timeout: Option<String>,
+    pub(crate) progress: Option<ProgressKind>,
+}
+
+impl Config {
+    /// Reads the file that the options name, or the first default one that is there.
+    pub(crate) fn read(global: &Global) -> Result<Self> {
+        let path = if let Some(path) = &global.config {
+            path.clone()
+        } else {
+            let home = home_directory("XDG_CONFIG_HOME", ".config")
+                .map(|path| path.join("obuild/config.toml"));
+            let system = PathBuf::from("/etc/obuild/config.toml");
+            match home.into_iter().chain([system]).find(|path| path.exists()) {
+                Some(path) => path,
+                None => return Ok(Self::default()),
+            }
+        };
+        let text = fs_err::read_to_string(&path)
+            .map_err(|error| Failure::usage(format!("cannot read the configuration: {error}")))?;
+        toml::from_str(&text)
+            .map_err(|error| Failure::usage(format!("{} is wrong: {error}", path.display())).into())
+    }
+
+    /// Returns the store that the options, the environment or the file name, else the default one.
+    pub(crate) fn store_url(&self, global: &Global) -> Result<StoreUrl> {
+        let Some(text) = global.store.as_deref().or(self.store.as_deref()) else {
+            return Ok(obuild_stores::best(&default_store()?));
+        };
+        Ok(absolute(text)?.parse()?)
+    }
+}
+
+/// Makes the path in a store's URL absolute, so that `--store overlay:./store` works.
+fn absolute(text: &str) -> Result<String> {
+    match text.split_once(':') {
+        Some((kind, path)) if !path.is_empty() && !Path::new(path).is_absolute() => {
+            let directory =
+                env::current_dir().context("the current directory is not there any more")?;
+            Ok(format!("{kind}:{}", directory.join(path).display()))
+        }
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// `/var/lib/obuild` for root, else below the user's data directory.
+fn default_store() -> Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/obuild"));
+    }
+    let directory = home_directory("XDG_DATA_HOME", ".local/share")
+        .ok_or_else(|| Failure::usage("HOME is not set").hint("name a store with --store"))?;
+    Ok(directory.join("obuild"))
+}
+
+fn home_directory(variable: &str, below_home: &str) -> Option<PathBuf> {
+    match env::var_os(variable) {
+        Some(path) if Path::new(&path).is_absolute() => Some(PathBuf::from(path)),
+        _ => env::var_os("HOME")
+            .filter(|home| !home.is_empty())
+            .map(|home| Path::new(&home).join(below_home)),
+    }
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Every event as a line, each prefixed by its step's number: for logs and pipes.
+
+use super::{Display, Lines, title};
+use crate::values::{size, time};
+use obuild_engine::{Event, Outcome};
+use std::collections::HashMap;
+use std::io::{Write, stderr};
+use std::time::Instant;
+
+pub(super) struct Plain {
+    colour: bool,
+    lines: HashMap<usize, Lines>,
+    told: HashMap<usize, Instant>,
+}
+
+impl Plain {
+    pub(super) fn new(colour: bool) -> Self {
+        Self {
+            colour,
+            lines: HashMap::new(),
+            told: HashMap::new(),
+        }
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    fn line(&self, step: usize, code: &str, text: &str) {
+        let text = if code.is_empty() {
+            text.to_owned()
+        } else {
+            self.paint(code, text)
+        };
+        print(format!("#{step} {text}\n").as_bytes());
+    }
+
+    fn flush(&mut self, step: usize) {
+        if let Some(mut lines) = self.lines.remove(&step) {
+            lines.flush(|line| output(step, line));
+        }
+        self.told.remove(&step);
+    }
+}
+
+fn print(bytes: &[u8]) {
+    // Nobody reads standard error any more: the build goes on.
+    let _ = stderr().write_all(bytes);
+}
+
+fn output(step: usize, line: &[u8]) {
+    let mut whole = format!("#{step} | ").into_bytes();
+    whole.extend_from_slice(line);
+    whole.push(b'\n');
+    print(&whole);
+}
+
+impl Display for Plain {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::StepStarted {
+                step,
+                build,
+                heading,
+                preamble,
+                ..
+            } => {
+                for earlier in preamble {
+                    self.line(*step, "2", &title(build, earlier));
+                }
+                self.line(*step, "1;34", &title(build, heading));
+            }
+            Event::StepShared { step } => {
+                self.line(
+                    *step,
+                    "33",
+                    "another obuild is running this step; following it",
+                );
+            }
+            Event::StepOutput { step, data } => {
+                self.lines
+                    .entry(*step)
+                    .or_default()
+                    .push(data, |line| output(*step, line));
+            }
+            Event::StepProgress {
+                step,
+                done_bytes,
+                total_bytes,
+            } => {
+                // Every five seconds is enough for a log.
+                let due = self
+                    .told
+                    .get(step)
+                    .is_none_or(|told| told.elapsed().as_secs() >= 5);
+                if due {
+                    self.told.insert(*step, Instant::now());
+                    let total = total_bytes
+                        .map(|total| format!(" of {}", size(total)))
+                        .unwrap_or_default();
+                    self.line(*step, "2", &format!("{}{total}", size(*done_bytes)));
+                }
+            }
+            Event::StepFinished {
+                step,
+                id,
+                outcome,
+                duration,
+            } => {
+                self.flush(*step);
+                let how = match outcome {
+                    Outcome::Cached => "cached".to_owned(),
+                    Outcome::Built => format!("done in {}", time(*duration)),
+                    Outcome::Shared => format!("shared with another build, {}", time(*duration)),
+                };
+                self.line(*step, "32", &format!("{how}: {}", &id[..12]));
+            }
+            Event::StepFailed {
+                step,
+                error,
+                duration,
+                ..
+            } => {
+                self.flush(*step);
+                self.line(
+                    *step,
+                    "31",
+                    &format!("failed after {}: {error}", time(*duration)),
+                );
+            }
+            Event::Warning { message } => {
+                print(format!("{}: {message}\n", self.paint("33", "warning")).as_bytes())
+            }
+            Event::BuildFinished {
+                built,
+                cached,
+                duration,
+                ..
+            } => {
+                print(
+                    format!(
+                        "{built} steps built, {cached} cached, in {}\n",
+                        time(*duration)
+                    )
+                    .as_bytes(),
+                );
+            }
+            _ => {}
+        }
+    }
+
+    fn finish(&mut self) {
+        let open: Vec<usize> = self.lines.keys().copied().collect();
+        for step in open {
+            self.flush(step);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Interrupted and killed builds, and full disks, leave a store that the next build uses as it is.
+
+use crate::harness::{Ran, World, process_runs, wait_for, works_in};
+use obuild_fixtures::skip;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill")
+        .args([&format!("-{name}"), &pid.to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn signals_end_a_build_in_under_a_second_and_leave_nothing() {
+    for world in World::all() {
+        for (name, status) in [("INT", 130), ("TERM", 130)] {
+            // Something that ignores the signal and has detached itself is no trouble either.
+            let mark = format!("31{}", std::process::id());
+            world.spec(&format!(
+                "(run (shell \"trap '' INT TERM; (setsid sleep {mark} &) ; echo begun {name}; sleep {mark}\"))"
+            ));
+            let child = world.start(&["run", "spec.sexp"]);
+            wait_for("the step to run", || process_runs(&mark));
+            let began = Instant::now();
+            signal(child.id(), name);
+            let ran = Ran::from(child.wait_with_output().unwrap());
+            assert!(
+                began.elapsed() < Duration::from_secs(1),
+                "{:?}",
+                began.elapsed()
+            );
+            assert_eq!(ran.status, status, "{ran:#?}");
+            assert!(!process_runs(&mark), "the step's processes are gone");
+            world.assert_clean();
+        }
+    }
+}
+
+#[test]
+fn kill_nine_at_any_moment_leaves_a_store_that_works() {
+    for world in World::all() {
+        let steps: String = (0..30)
+            .map(|n| format!("(run (shell \"echo {n} >> /steps\"))\n"))
+            .collect();
+        world.spec(&steps);
+        let mut finished = false;
+        for round in 0_u64..40 {
+            let mut child = world.start(&["run", "spec.sexp"]);
+            // Spread over the time that a build takes, base import included.
+            std::thread::sleep(Duration::from_millis(5 + round * 13 % 90));
+            let ended = child.try_wait().unwrap().is_some();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            finished |= ended;
+        }
+        let id = world.ok(&["run", "spec.sexp"]);
+        let seen = world.inside(&id, "echo $(cat /steps)");
+        let wanted: Vec<String> = (0..30).map(|n: u32| n.to_string()).collect();
+        assert_eq!(
+            seen,
+            wanted.join(" "),
+            "no step ran twice or was lost on {} (finished before: {finished})",
+            world.store
+        );
+        wait_for("helpers to end", || !works_in(world.directory.path()));
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_loses_nothing() {
+    let Some(world) = World::new() else { return };
+    let Some(disk) = SmallDisk::mount(&world) else {
+        return;
+    };
+    let small = format!("overlay:{}", disk.path().join("store").display());
+    world.spec("(run (shell \"echo kept > /kept\"))");
+    let id = world.ok(&["run", "spec.sexp", "--store", &small]);
+    world.spec("(run (shell \"echo kept > /kept\")) (run (shell \"dd if=/dev/zero of=/big bs=1M count=200\"))");
+    let ran = world.run(&["run", "spec.sexp", "--store", &small]);
+    assert_eq!(ran.status, 1, "the step itself fails: {ran:#?}");
+    world.write("context/big", vec![7; 100 << 20]);
+    world.spec("(run (shell \"echo kept > /kept\")) (copy (src big) (dst /big))");
+    let ran = world.run(&["run", "spec.sexp", "context", "--store", &small]);
+    assert_ne!(ran.status, 0, "{ran:#?}");
+    assert!(
+        ran.stderr.contains("No space left") && ran.stderr.contains("hint"),
+        "{ran:#?}"
+    );
+    world.spec("(run (shell \"echo kept > /kept\"))");
+    let again = world.run(&["run", "spec.sexp", "--store", &small]);
+    assert_eq!(again.stdout.trim(), id);
+    assert!(again.stderr.contains("0 steps built"), "{again:#?}");
+    assert_eq!(
+        world.ok(&["shell", &id, "--store", &small, "--", "/bin/cat", "/kept"]),
+        "kept"
+    );
+}
+
+/// A file system of 64 MB on a loop device; unmounted when dropped.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(world: &World) -> Option<Self> {
+        let image = world.path("disk.img");
+        fs_err::File::create(&image)
+            .unwrap()
+            .set_len(64 << 20)
+            .unwrap();
+        let place = world.path("disk");
+        fs_err::create_dir(&place).unwrap();
+        let run =
+            |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        if !run(Command::new("mkfs.ext4").arg("-q").arg(&image))
+            || !run(Command::new("mount")
+                .arg("-o")
+                .arg("loop")
+                .arg(&image)
+                .arg(&place))
+        {
+            skip("needs mkfs.ext4 and loop devices");
+            return None;
+        }
+        Some(Self(place))
+    }
+
+    fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A lazy unmount always works; the loop device goes with it.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
