@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Installs the system programs that a task needs, on Debian and its relatives.
+
+use crate::cmd::Cmd;
+use crate::workspace::{find_program, is_root};
+use anyhow::{Result, bail};
+use std::path::Path;
+
+/// How a missing package shows.
+#[derive(Clone, Copy)]
+pub(crate) enum Sign {
+    /// The program is not on the search path.
+    Program(&'static str),
+    /// The file does not exist.
+    File(&'static str),
+}
+
+/// A Debian package that a task needs, and how to tell that it is there.
+pub(crate) type Need = (Sign, &'static str);
+
+/// What the tests use.
+pub(crate) const TEST: &[Need] = &[
+    (Sign::Program("btrfs"), "btrfs-progs"),
+    (Sign::Program("mkfs.xfs"), "xfsprogs"),
+    (Sign::Program("runc"), "runc"),
+    (Sign::File("/bin/busybox"), "busybox-static"),
+    (Sign::Program("debootstrap"), "debootstrap"),
+    (
+        Sign::File("/usr/share/keyrings/debian-archive-keyring.gpg"),
+        "debian-archive-keyring",
+    ),
+    (Sign::Program("tar"), "tar"),
+    (Sign::Program("xz"), "xz-utils"),
+    (Sign::Program("losetup"), "mount"),
+];
+
+/// What the demonstration uses.
+pub(crate) const DEMO: &[Need] = &[
+    (Sign::Program("debootstrap"), "debootstrap"),
+    (
+        Sign::File("/usr/share/keyrings/debian-archive-keyring.gpg"),
+        "debian-archive-keyring",
+    ),
+];
+
+/// Returns the packages of `needs` that are not there.
+pub(crate) fn missing(needs: &[Need]) -> Vec<&'static str> {
+    let absent = |sign: &Sign| match sign {
+        Sign::Program(name) => find_program(name).is_none(),
+        Sign::File(path) => !Path::new(path).exists(),
+    };
+    let mut packages: Vec<_> = needs
+        .iter()
+        .filter(|(sign, _)| absent(sign))
+        .map(|(_, package)| *package)
+        .collect();
+    packages.dedup();
+    packages
+}
+
+/// Installs what is missing of `needs`; does nothing, and asks nobody, when all is there.
+///
+/// # Errors
+///
+/// When something is missing and we are not root, this is no Debian, or `apt-get` fails.
+pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
+    let packages = missing(needs);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    if !is_root() {
+        bail!("missing packages; install them as root: apt-get install {list}");
+    }
+    if find_program("apt-get").is_none() {
+        bail!("missing, and there is no apt-get to install it with: {list}");
+    }
+    let apt = || Cmd::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive");
+    apt().args(["-q", "update"]).run()?;
+    apt()
+        .args(["-q", "-y", "--no-install-recommends", "install"])
+        .args(&packages)
+        .run()?;
+    let still = missing(needs);
+    if !still.is_empty() {
+        bail!("installed, but still not found: {}", still.join(" "));
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `cargo xtask test`: installs and makes what the tests need, runs every check, takes it all down again.
+
+use crate::cmd::Cmd;
+use crate::filesystems::Scratch;
+use crate::report::Report;
+use crate::{debian, docs, lint, packages, workspace};
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+
+/// Size of the images of the test file systems; they are sparse.
+const IMAGE_BYTES: u64 = 8 << 30;
+
+/// Runs the task. With arguments it runs only `cargo test` with them, in the same surroundings.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    let mut report = Report::default();
+    if arguments.is_empty() {
+        lint::quick(&mut report);
+    }
+    let mut surroundings = Surroundings::create(&mut report)?;
+    if arguments.is_empty() {
+        lint::compiled(&mut report);
+    }
+    report.check("tests", || cargo_test(arguments, &surroundings));
+    if arguments.is_empty() {
+        docs::checks(&mut report);
+    }
+    if let Some(scratch) = surroundings.scratch.take() {
+        report.check("nothing left behind", || scratch.close());
+    }
+    report.finish()
+}
+
+/// What the tests find through `OBUILD_TEST_*`.
+struct Surroundings {
+    scratch: Option<Scratch>,
+    variables: Vec<(&'static str, PathBuf)>,
+}
+
+impl Surroundings {
+    fn create(report: &mut Report) -> Result<Self> {
+        // /var/tmp: on a real disk on every system, and reachable for other users than root.
+        let mut scratch = Scratch::create(Path::new("/var/tmp"))?;
+        let mut variables = vec![("OBUILD_TEST_DIR", scratch.directory("plain")?)];
+        if !workspace::is_root() {
+            let reason = "not root: no file systems are made; tests that need them or root skip";
+            report.lack("test file systems", reason);
+            return Ok(Self {
+                scratch: Some(scratch),
+                variables,
+            });
+        }
+        report.check("packages", || packages::ensure(packages::TEST));
+        report.check("btrfs", || {
+            variables.push(("OBUILD_TEST_BTRFS", scratch.btrfs(IMAGE_BYTES)?));
+            Ok(())
+        });
+        report.check("xfs", || {
+            variables.push(("OBUILD_TEST_XFS", scratch.xfs(IMAGE_BYTES)?));
+            Ok(())
+        });
+        report.check("Debian root", || {
+            variables.push(("OBUILD_TEST_DEBIAN", debian::tar()?));
+            Ok(())
+        });
+        Ok(Self {
+            scratch: Some(scratch),
+            variables,
+        })
+    }
+}
+
+fn cargo_test(arguments: &[String], surroundings: &Surroundings) -> Result<()> {
+    let mut command = Cmd::cargo().arg("test");
+    // Colour goes missing otherwise: the tests' output is not a terminal's.
+    if arguments.is_empty() {
+        command = command.args(["--workspace", "--no-fail-fast"]);
+    } else {
+        let picks_package = |argument: &String| {
+            ["-p", "--package", "--workspace", "--all"].contains(&argument.as_str())
+        };
+        if !arguments.iter().any(picks_package) {
+            command = command.arg("--workspace");
+        }
+        command = command.args(arguments);
+    }
+    for (name, path) in &surroundings.variables {
+        command = command.env(name, path);
+    }
+    command
+        .run()
+        .context("some tests failed; the runner's lines above say which")
+}
