@@ -145,6 +145,12 @@ impl Cmd {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Runs it, shows nothing, and returns whether it succeeded.
+    pub(crate) fn try_quietly(mut self) -> bool {
+        self.command.stdout(Stdio::null()).stderr(Stdio::null());
+        self.wait().is_ok_and(|output| output.status.success())
+    }
+
     fn wait(&mut self) -> Result<Output> {
         if !self.quiet {
             eprintln!("$ {}", self.shown);
@@ -173,6 +179,56 @@ impl Cmd {
             bail!("`{}` took too long and was killed", self.shown);
         }
         output.with_context(|| format!("wait for `{}`", self.shown))
+    }
+}
+
+/// A program that runs beside us until this is dropped.
+pub(crate) struct Background {
+    child: std::process::Child,
+    guard: Option<Guard>,
+}
+
+impl Background {
+    /// Starts the command with its output in the file `log`.
+    pub(crate) fn start(mut command: Cmd, log: &Path) -> Result<Self> {
+        eprintln!("$ {} &", command.shown);
+        let file = fs_err::File::create(log)?.into_parts().0;
+        command.command.stderr(file.try_clone()?).stdout(file);
+        let child = command
+            .command
+            .spawn()
+            .with_context(|| format!("start `{}`", command.shown))?;
+        let pid = i32::try_from(child.id()).context("a process id fits")?;
+        let guard = Some(Guard::new(Item::Group(pid))?);
+        Ok(Self { child, guard })
+    }
+
+    /// Returns its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Returns whether it still runs.
+    pub(crate) fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // The child becomes a zombie before its group is gone: reap it while the guard waits for the group.
+        let guard = self.guard.take();
+        let pid = i32::try_from(self.child.id()).unwrap_or(0);
+        killpg(Pid::from_raw(pid), Signal::SIGTERM).ok();
+        for _ in 0..500 {
+            if !self.is_running() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drop(guard);
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 

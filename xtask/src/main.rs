@@ -9,6 +9,7 @@
     reason = "a task talks to the terminal: results on stdout, what it does on stderr"
 )]
 
+mod bench;
 mod bless;
 mod cmd;
 mod debian;
@@ -60,6 +61,12 @@ const TASKS: &[Task] = &[
         run: docs::run,
     },
     Task {
+        name: "bench",
+        arguments: "[NAME…] [--runs N] [--install] [--dir DIR] [--list]",
+        summary: "compare with the other builders installed here; a Markdown table in target/bench",
+        run: bench::run,
+    },
+    Task {
         name: "fuzz",
         arguments: "[TARGET] [--seconds N]",
         summary: "fuzz one target or all (needs a nightly toolchain)",
@@ -98,6 +105,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
             reaper::serve();
             Ok(())
         }
+        bench::measure::VERB => bench::measure::serve(rest),
         name => {
             let Some(task) = TASKS.iter().find(|task| task.name == name) else {
                 list();

@@ -43,6 +43,14 @@ pub(crate) const DEMO: &[Need] = &[
     ),
 ];
 
+/// The builders that the benchmark compares with, installed only on request.
+pub(crate) const PEERS: &[Need] = &[
+    (Sign::Program("btrfs"), "btrfs-progs"),
+    (Sign::Program("runc"), "runc"),
+    (Sign::Program("dockerd"), "docker.io"),
+    (Sign::Program("buildah"), "buildah"),
+];
+
 /// Returns the packages of `needs` that are not there.
 pub(crate) fn missing(needs: &[Need]) -> Vec<&'static str> {
     let absent = |sign: &Sign| match sign {

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `docker build` against a daemon of our own: private socket and data, no bridge, no firewall rules.
+
+use super::builder::{Builder, DEADLINE, Job, Work, dockerfile};
+use super::measure::{Meter, Sample};
+use crate::cmd::{Background, Cmd};
+use anyhow::{Result, bail};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const BASE: &str = "obuild-bench-base:latest";
+
+/// The daemon and its command.
+pub(crate) struct Docker {
+    root: PathBuf,
+    base: PathBuf,
+    daemon: Option<Background>,
+}
+
+impl Docker {
+    /// `root` is an empty directory, `base` the Debian tar.
+    pub(crate) fn new(root: &Path, base: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            base: base.to_owned(),
+            daemon: None,
+        }
+    }
+
+    fn environment(&self) -> [(&'static str, String); 3] {
+        [
+            (
+                "DOCKER_HOST",
+                format!("unix://{}/docker.sock", self.root.display()),
+            ),
+            (
+                "DOCKER_CONFIG",
+                self.root.join("config").display().to_string(),
+            ),
+            // What this command line does without the separate buildx plugin.
+            ("DOCKER_BUILDKIT", "0".to_owned()),
+        ]
+    }
+
+    fn docker(&self) -> Cmd {
+        let environment = self.environment();
+        environment
+            .iter()
+            .fold(Cmd::new("docker"), |command, (name, value)| {
+                command.env(name, value)
+            })
+    }
+}
+
+impl Builder for Docker {
+    fn label(&self) -> String {
+        "docker build".to_owned()
+    }
+
+    fn prepare(&mut self, meter: &Meter) -> Result<()> {
+        let at = |name: &str| self.root.join(name).display().to_string();
+        let daemon = Cmd::new("dockerd")
+            .args(["--host", &format!("unix://{}", at("docker.sock"))])
+            .args(["--data-root", &at("data"), "--exec-root", &at("exec")])
+            .args(["--pidfile", &at("docker.pid")])
+            .args(["--iptables=false", "--ip-forward=false", "--ip-masq=false"])
+            .args(["--bridge=none", "--userland-proxy=false"])
+            .arg(format!("--cgroup-parent=/{}", meter.group().name));
+        let mut daemon = Background::start(daemon, &self.root.join("dockerd.log"))?;
+        meter.group().adopt(daemon.id())?;
+        let ask = || {
+            self.docker()
+                .quiet()
+                .arg("version")
+                .deadline(Duration::from_secs(5))
+                .try_quietly()
+        };
+        let mut attempts = 0;
+        while !ask() {
+            attempts += 1;
+            if attempts > 150 || !daemon.is_running() {
+                let log = fs_err::read_to_string(self.root.join("dockerd.log"))?;
+                let end: Vec<&str> = log.lines().rev().take(5).collect();
+                bail!("dockerd does not come up: {}", end.join(" | "));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        self.daemon = Some(daemon);
+        self.docker()
+            .arg("import")
+            .arg(&self.base)
+            .arg(BASE)
+            .output()
+            .map(drop)
+    }
+
+    fn build(&mut self, meter: &Meter, job: &Job) -> Result<Option<Sample>> {
+        let empty = self.root.join("empty");
+        fs_err::create_dir_all(&empty)?;
+        let context = match &job.work {
+            Work::Copy(context) => context,
+            _ => &empty,
+        };
+        let file = self.root.join("Dockerfile");
+        fs_err::write(&file, dockerfile(BASE, job))?;
+        let mut command: Vec<String> = ["docker", "build", "--network", "none", "-f"]
+            .map(str::to_owned)
+            .into();
+        command.push(file.display().to_string());
+        if job.cold {
+            command.push("--no-cache".to_owned());
+        }
+        command.push(context.display().to_string());
+        meter.run(&command, &self.environment(), DEADLINE).map(Some)
+    }
+}

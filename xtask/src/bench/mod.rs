@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `cargo xtask bench`: the same work done by `obuild` and by the other builders that are installed, side by side.
+//!
+//! All contestants of a scenario take turns within one run, so that a busy machine hurts all alike; what counts is
+//! the ratio. Everything lives in one scratch directory and is taken down at the end.
+
+mod buildah;
+mod builder;
+mod by_hand;
+mod docker;
+mod machine;
+pub(crate) mod measure;
+mod obuild;
+mod scenarios;
+mod table;
+
+use crate::cmd::Cmd;
+use crate::filesystems::Scratch;
+use crate::{debian, packages, workspace};
+use anyhow::{Context, Result, bail};
+use builder::Builder;
+use measure::Meter;
+use std::path::{Path, PathBuf};
+
+/// Size of the btrfs image; sparse.
+const IMAGE_BYTES: u64 = 16 << 30;
+
+/// What was asked for.
+struct Options {
+    names: Vec<String>,
+    runs: usize,
+    install: bool,
+    /// Where the file systems and stores go; `--dir` puts them on another disk.
+    directory: PathBuf,
+}
+
+/// Runs the task: `[NAME…] [--runs N] [--install] [--dir DIR] [--list]`.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    if arguments.iter().any(|argument| argument == "--list") {
+        for scenario in scenarios::ALL {
+            println!("{:<10} {}", scenario.name, scenario.summary);
+        }
+        return Ok(());
+    }
+    let options = parse(arguments)?;
+    anyhow::ensure!(workspace::is_root(), "the benchmark needs root");
+    let chosen: Vec<_> = scenarios::ALL
+        .iter()
+        .filter(|scenario| {
+            options.names.is_empty() || options.names.iter().any(|name| name == scenario.name)
+        })
+        .collect();
+    if options.install {
+        packages::ensure(packages::PEERS)?;
+    }
+    packages::ensure(packages::DEMO)?;
+    Cmd::cargo()
+        .args(["build", "--release", "--package", "obuild"])
+        .run()?;
+    let base = debian::tar()?;
+    let mut scratch = Scratch::create(&options.directory)?;
+    let meter = Meter::create(scratch.path())?;
+    let mut arena = Arena::create(&mut scratch, base, options.runs)?;
+    arena.prepare(&meter)?;
+
+    let mut head = vec!["# obuild benchmark\n".to_owned()];
+    head.push(machine::describe(scratch.path()));
+    head.push(format!("- processor time: {}", meter.source()));
+    head.append(&mut arena.absent);
+    let mut sections = Vec::new();
+    let mut verdicts = vec!["\n## Targets\n".to_owned()];
+    for scenario in chosen {
+        eprintln!("\n==> {}", scenario.name);
+        let before = machine::load();
+        let table = (scenario.run)(&mut arena, &meter)
+            .with_context(|| format!("the scenario {}", scenario.name))?;
+        let after = machine::load();
+        let section = format!("\n{}\n{before} before, {after} after", table.markdown());
+        println!("{section}");
+        sections.push(section);
+        verdicts.extend(
+            (scenario.verdicts)(&table)
+                .into_iter()
+                .map(|line| format!("- {line}")),
+        );
+    }
+    println!("\n{}\n{}", head.join("\n"), verdicts.join("\n"));
+    let directory = workspace::target().join("bench");
+    fs_err::create_dir_all(&directory)?;
+    let file = directory.join("bench.md");
+    fs_err::write(&file, [head, sections, verdicts].concat().join("\n") + "\n")?;
+    println!("\nwritten to {}", file.display());
+    drop(arena);
+    drop(meter);
+    scratch.close()
+}
+
+fn parse(arguments: &[String]) -> Result<Options> {
+    let mut options = Options {
+        names: Vec::new(),
+        runs: 5,
+        install: false,
+        directory: "/var/tmp".into(),
+    };
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--install" => options.install = true,
+            "--runs" => {
+                let value = rest.next().context("--runs needs a number")?;
+                options.runs = value.parse().context("--runs needs a number")?;
+                anyhow::ensure!(options.runs > 0, "--runs must be at least 1");
+            }
+            "--dir" => options.directory = rest.next().context("--dir needs a directory")?.into(),
+            name if scenarios::ALL.iter().any(|scenario| scenario.name == name) => {
+                options.names.push(name.to_owned());
+            }
+            other => bail!("unexpected {other:?}; `cargo xtask bench --list` names the scenarios"),
+        }
+    }
+    Ok(options)
+}
+
+/// The contestants and what they share.
+pub(crate) struct Arena {
+    /// Those that could be prepared, `obuild` on overlay first.
+    pub(crate) builders: Vec<Box<dyn Builder>>,
+    /// How often each scenario is run.
+    pub(crate) runs: usize,
+    /// A directory for inputs.
+    pub(crate) inputs: PathBuf,
+    /// The Debian tar.
+    pub(crate) base: PathBuf,
+    /// Markdown lines about contestants that are not there.
+    absent: Vec<String>,
+}
+
+impl Arena {
+    fn create(scratch: &mut Scratch, base: PathBuf, runs: usize) -> Result<Self> {
+        let has = |name: &str| workspace::find_program(name).is_some();
+        let mut absent = Vec::new();
+        let overlay = |path: &Path| format!("overlay:{}", path.display());
+        let specs = scratch.directory("specs")?;
+        let plain = scratch.path().join("obuild");
+        let obuild = |store, sandbox| obuild::Obuild::new(store, sandbox, &base, &specs);
+        let mut builders: Vec<Box<dyn Builder>> = vec![Box::new(obuild(overlay(&plain), "native"))];
+        if has("runc") {
+            builders.push(Box::new(obuild(overlay(&plain), "runc")));
+        }
+        if has("mkfs.btrfs") {
+            let btrfs = scratch.btrfs(IMAGE_BYTES)?;
+            let store = format!("btrfs:{}", btrfs.join("obuild").display());
+            builders.push(Box::new(obuild(store, "native")));
+            if has("runc") {
+                let root = btrfs.join("by-hand");
+                fs_err::create_dir(&root)?;
+                builders.push(Box::new(by_hand::ByHand::new(&root, &base)));
+            }
+        }
+        if has("dockerd") && has("docker") {
+            let root = scratch.directory("docker")?;
+            builders.push(Box::new(docker::Docker::new(&root, &base)));
+        }
+        if has("buildah") {
+            let root = scratch.directory("buildah")?;
+            builders.push(Box::new(buildah::Buildah::new(&root, &base)));
+        }
+        let peers = packages::missing(packages::PEERS);
+        if !peers.is_empty() {
+            absent.push(format!(
+                "- not installed (`--install` does): {}",
+                peers.join(" ")
+            ));
+        }
+        Ok(Self {
+            builders,
+            runs,
+            inputs: scratch.directory("inputs")?,
+            base,
+            absent,
+        })
+    }
+
+    /// Prepares every contestant; one of the others that cannot be prepared is left out, saying so.
+    fn prepare(&mut self, meter: &Meter) -> Result<()> {
+        let mut ready = Vec::new();
+        for mut builder in std::mem::take(&mut self.builders) {
+            eprintln!("\n==> prepare {}", builder.label());
+            match builder.prepare(meter) {
+                Ok(()) => ready.push(builder),
+                Err(error) if ready.is_empty() => return Err(error),
+                Err(error) => {
+                    eprintln!("SKIPPED {}: {error:#}", builder.label());
+                    let label = builder.label();
+                    self.absent
+                        .push(format!("- could not be prepared: {label}: {error:#}"));
+                }
+            }
+        }
+        self.builders = ready;
+        Ok(())
+    }
+}

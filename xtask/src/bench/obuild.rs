@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Our own contestant: the release build of `obuild`, with one store and one sandbox.
+
+use super::builder::{Builder, DEADLINE, Job, Work};
+use super::measure::{Meter, Sample};
+use crate::workspace;
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+
+/// `obuild` on one store.
+pub(crate) struct Obuild {
+    store: String,
+    sandbox: &'static str,
+    base: PathBuf,
+    scratch: PathBuf,
+}
+
+impl Obuild {
+    /// `store` is a store URL; `base` the Debian tar; `scratch` takes spec files.
+    pub(crate) fn new(store: String, sandbox: &'static str, base: &Path, scratch: &Path) -> Self {
+        Self {
+            store,
+            sandbox,
+            base: base.to_owned(),
+            scratch: scratch.to_owned(),
+        }
+    }
+
+    /// Returns the same with another base.
+    pub(crate) fn with_base(&self, base: &Path) -> Self {
+        Self::new(self.store.clone(), self.sandbox, base, &self.scratch)
+    }
+
+    fn command(&self, job: &Job) -> Result<Vec<String>> {
+        let spec = self.scratch.join("bench.spec");
+        fs_err::write(&spec, self.spec(job))?;
+        let mut command = vec![
+            workspace::target()
+                .join("release/obuild")
+                .display()
+                .to_string(),
+            "run".to_owned(),
+            spec.display().to_string(),
+        ];
+        if let Work::Copy(context) = &job.work {
+            command.push(context.display().to_string());
+        }
+        let flags = [
+            "--store",
+            &self.store,
+            "--sandbox",
+            self.sandbox,
+            "--progress",
+            "plain",
+        ];
+        command.extend(flags.map(str::to_owned));
+        if let Work::Parallel(count) = job.work {
+            command.extend(["--jobs".to_owned(), count.to_string()]);
+        }
+        Ok(command)
+    }
+
+    fn spec(&self, job: &Job) -> String {
+        let from = format!("(from tar:{})", self.base.display());
+        let head = format!("(shell /bin/sh -c) (env BENCH {:?})", job.token);
+        match &job.work {
+            Work::Steps(count) => {
+                let steps = "\n (run (shell true))".repeat(*count as usize);
+                format!("({from} {head}{steps})\n")
+            }
+            Work::Command(command) => format!("({from} {head} (run (shell {command:?})))\n"),
+            Work::Copy(_) => format!(
+                "({from} {head} (copy (src .) (dst /copied/{}/)))\n",
+                job.token
+            ),
+            Work::Parallel(count) => {
+                let build = |index| {
+                    let command = format!("sleep 1; echo {index} > /out{index}");
+                    format!("(build b{index} ({from} {head} (run (shell {command:?}))))\n ")
+                };
+                let copy = |index| {
+                    format!("\n (copy (from (build b{index})) (src /out{index}) (dst /out/))")
+                };
+                let builds: String = (0..*count).map(build).collect();
+                let copies: String = (0..*count).map(copy).collect();
+                format!("({builds}{from} {head}{copies})\n")
+            }
+        }
+    }
+}
+
+impl Builder for Obuild {
+    fn label(&self) -> String {
+        let kind = self.store.split(':').next().unwrap_or_default();
+        format!("obuild {kind}+{}", self.sandbox)
+    }
+
+    fn prepare(&mut self, meter: &Meter) -> Result<()> {
+        let job = Job {
+            work: Work::Steps(1),
+            token: "prepare".to_owned(),
+            cold: true,
+        };
+        self.build(meter, &job).map(drop)
+    }
+
+    fn build(&mut self, meter: &Meter, job: &Job) -> Result<Option<Sample>> {
+        meter.run(&self.command(job)?, &[], DEADLINE).map(Some)
+    }
+}
