@@ -62,7 +62,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "bench",
-        arguments: "[NAME…] [--runs N] [--install] [--dir DIR] [--list]",
+        arguments: "[NAME…] [--runs N] [--install] [--dir DIR] [--on-host] [--list]",
         summary: "compare with the other builders installed here; a Markdown table in target/bench",
         run: bench::run,
     },

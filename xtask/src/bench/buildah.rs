@@ -95,6 +95,9 @@ impl Builder for Buildah {
         ]);
         command.push(file.display().to_string());
         command.push(context.display().to_string());
-        meter.run(&command, &[], DEADLINE).map(Some)
+        let tmp = self.root.join("tmp");
+        fs_err::create_dir_all(&tmp)?;
+        let environment = [("TMPDIR", tmp.display().to_string())];
+        meter.run(&command, &environment, DEADLINE).map(Some)
     }
 }

@@ -52,12 +52,13 @@ impl Group {
         let mut cpuacct = None;
         if let Ok(hierarchies) = fs_err::read_dir("/sys/fs/cgroup") {
             for hierarchy in hierarchies.flatten() {
-                // Only v1: in v2 the sandboxes sit in cgroups of their own.
-                let usage = hierarchy.path().join("cpuacct.usage");
                 let directory = hierarchy.path().join(&name);
-                if hierarchy.path().join("release_agent").exists() {
+                if hierarchy.path().join("cgroup.procs").exists() {
+                    // The container runtimes make it where we do not.
                     guards.push(Guard::new(Item::Cgroup(directory.clone()))?);
                 }
+                // Only v1: in v2 the sandboxes sit in cgroups of their own.
+                let usage = hierarchy.path().join("cpuacct.usage");
                 if usage.exists() && cpuacct.is_none() && fs_err::create_dir(&directory).is_ok() {
                     cpuacct = Some(directory);
                 }

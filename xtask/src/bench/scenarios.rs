@@ -2,7 +2,7 @@
 //! The scenarios, and the targets that the figures are held against.
 
 use super::Arena;
-use super::builder::{Builder, Job, Work};
+use super::builder::{Builder, DEADLINE, Job, Work};
 use super::measure::{Meter, Sample};
 use super::obuild::Obuild;
 use super::table::{Row, Table};
@@ -136,37 +136,39 @@ fn parallel(arena: &mut Arena, meter: &Meter) -> Result<Table> {
 
 fn copy(arena: &mut Arena, meter: &Meter) -> Result<Table> {
     let context = context(arena)?;
-    let mut copies: Vec<PathBuf> = Vec::new();
-    let mut cp = Row {
-        label: "cp -a".to_owned(),
-        samples: Vec::new(),
-        note: String::new(),
-    };
+    let mut cp = row("cp -a", None);
     let mut rows = empty_rows(arena);
-    for run in 0..arena.runs {
+    // First those that delete nothing: file systems differ in how they take new files after many were deleted.
+    let runs = arena.runs;
+    for (turn_of_ours, run) in (0..2 * runs).map(|index| (index < runs, index % runs)) {
         // New times, so that no digest of an earlier run is known.
         touch(&context)?;
-        settle();
-        let target = arena.inputs.join(format!("copy-{run}"));
-        let command = ["cp", "-a"].map(str::to_owned).into_iter();
-        let command: Vec<String> = command
-            .chain([context.display().to_string(), target.display().to_string()])
-            .collect();
-        cp.samples
-            .push(meter.run(&command, &[], super::builder::DEADLINE)?);
-        copies.push(target);
+        if turn_of_ours {
+            settle();
+            let target = arena.inputs.join(format!("copy-{run}"));
+            let command = [
+                "cp",
+                "-a",
+                &context.to_string_lossy(),
+                &target.to_string_lossy(),
+            ];
+            cp.samples
+                .push(meter.run(&command.map(str::to_owned), &[], DEADLINE)?);
+        }
         let job = Job {
             work: Work::Copy(context.clone()),
             token: format!("copy-{run}"),
             cold: true,
         };
-        turn(arena, meter, &job, &mut rows)?;
+        turn(arena, meter, &job, &mut rows, |label| {
+            is_ours(label) == turn_of_ours
+        })?;
     }
-    // Only now: ext4 makes new files slowly just after many were deleted.
-    for copy in copies {
-        fs_err::remove_dir_all(copy)?;
+    for run in 0..arena.runs {
+        fs_err::remove_dir_all(arena.inputs.join(format!("copy-{run}")))?;
     }
     rows.push(cp);
+    drop_empty(&mut rows);
     Ok(Table {
         title: "copy of a context of 10,000 files, 100 MB, cold".to_owned(),
         per: 1,
@@ -238,10 +240,18 @@ fn turns(
 ) -> Result<Vec<Row>> {
     let mut rows = empty_rows(arena);
     for run in 0..count {
-        turn(arena, meter, &job(run), &mut rows)?;
+        turn(arena, meter, &job(run), &mut rows, |_| true)?;
     }
-    rows.retain(|row| !row.samples.is_empty() || !row.note.is_empty());
+    drop_empty(&mut rows);
     Ok(rows)
+}
+
+fn drop_empty(rows: &mut Vec<Row>) {
+    rows.retain(|row| !row.samples.is_empty() || !row.note.is_empty());
+}
+
+fn is_ours(label: &str) -> bool {
+    label.starts_with("obuild ")
 }
 
 fn empty_rows(arena: &Arena) -> Vec<Row> {
@@ -252,13 +262,19 @@ fn empty_rows(arena: &Arena) -> Vec<Row> {
         .collect()
 }
 
-/// Lets every contestant run once.
+/// Lets every contestant that `takes_part` run once.
 ///
 /// A peer that fails says why in its row and is left out from then on; a failure of ours ends the benchmark.
-fn turn(arena: &mut Arena, meter: &Meter, job: &Job, rows: &mut [Row]) -> Result<()> {
+fn turn(
+    arena: &mut Arena,
+    meter: &Meter,
+    job: &Job,
+    rows: &mut [Row],
+    takes_part: impl Fn(&str) -> bool,
+) -> Result<()> {
     for (builder, row) in arena.builders.iter_mut().zip(rows) {
         let spent: Duration = row.samples.iter().map(|sample| sample.wall).sum();
-        if !row.note.is_empty() || spent > PATIENCE {
+        if !row.note.is_empty() || spent > PATIENCE || !takes_part(&row.label) {
             continue;
         }
         if job.cold {
@@ -270,7 +286,7 @@ fn turn(arena: &mut Arena, meter: &Meter, job: &Job, rows: &mut [Row]) -> Result
                 row.samples.push(sample);
             }
             Ok(None) => {}
-            Err(error) if row.label.starts_with("obuild") => return Err(error),
+            Err(error) if is_ours(&row.label) => return Err(error),
             Err(error) => row.note = format!("failed: {error:#}"),
         }
     }

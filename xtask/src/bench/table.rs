@@ -39,6 +39,9 @@ impl Row {
     /// Returns the highest peak memory in MB.
     pub(crate) fn peak_mb(&self) -> Option<f64> {
         let kib = self.samples.iter().map(|sample| sample.peak_kib).max()?;
+        if kib == 0 {
+            return None;
+        }
         Some(f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) * 1024.0 / 1e6)
     }
 }
