@@ -31,6 +31,9 @@ pub(crate) const TEST: &[Need] = &[
     ),
     (Sign::Program("tar"), "tar"),
     (Sign::Program("xz"), "xz-utils"),
+    (Sign::Program("mkfs.ext4"), "e2fsprogs"),
+    (Sign::Program("kill"), "procps"),
+    (Sign::Program("setpriv"), "util-linux"),
     (Sign::Program("losetup"), "mount"),
 ];
 

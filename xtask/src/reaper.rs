@@ -205,14 +205,19 @@ fn remove_cgroup(path: &Path) -> Result<()> {
     })
 }
 
+/// Takes down a mount, after those that others have made below it.
 fn unmount(path: &Path) -> Result<()> {
-    if !is_mounted(path) {
-        return Ok(());
-    }
-    let done = retry(|| umount(path, &[]));
-    if done.is_err() && is_mounted(path) {
+    let done = retry(|| {
+        for point in mounts_below(path).iter().rev() {
+            umount(point, &[])?;
+        }
+        Ok(())
+    });
+    if done.is_err() {
         // Something still holds it: detach it at least, the kernel ends it with its last user.
-        umount(path, &["-l"])?;
+        for point in mounts_below(path).iter().rev() {
+            umount(point, &["-l"])?;
+        }
     }
     done
 }
