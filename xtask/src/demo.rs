@@ -24,9 +24,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let demo = Demo::new();
 
     heading("First run: nothing is cached");
-    let (id, cold) = demo.build()?;
+    let (id, cold) = demo.build("plain")?;
     heading("Second run: everything is");
-    let (again, cached) = demo.build()?;
+    let (again, cached) = demo.build("quiet")?;
+    println!("{again}");
     anyhow::ensure!(
         id == again,
         "the second run came to another result: {id}, {again}"
@@ -79,12 +80,12 @@ impl Demo {
     }
 
     /// Runs the example and returns the result's id and the time the whole command took.
-    fn build(&self) -> Result<(String, Duration)> {
+    fn build(&self, progress: &str) -> Result<(String, Duration)> {
         fs_err::create_dir_all(&self.directory)?;
         let example = workspace::root().join("examples").join(EXAMPLE);
         let command = self
             .obuild("run")
-            .args(["--progress", "plain"])
+            .args(["--progress", progress])
             .arg(example.join("spec.sexp"))
             .arg(example.join("src"))
             .deadline(Duration::from_mins(30));
