@@ -22,6 +22,13 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         .args(["build", "--release", "--package", "obuild"])
         .run()?;
     let demo = Demo::new();
+    // An earlier demonstration's store: this one's first run shall be cold.
+    if demo.directory.exists() {
+        Cmd::new("rm")
+            .args(["-rf", "--one-file-system", "--"])
+            .arg(&demo.directory)
+            .run()?;
+    }
 
     heading("First run: nothing is cached");
     let (id, cold) = demo.build("plain")?;

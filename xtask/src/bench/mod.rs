@@ -199,14 +199,14 @@ impl Arena {
         })
     }
 
-    /// Prepares every contestant; one of the others that cannot be prepared is left out, saying so.
+    /// Prepares every contestant; a peer that cannot be prepared is left out, saying so.
     fn prepare(&mut self, meter: &Meter) -> Result<()> {
         let mut ready = Vec::new();
         for mut builder in std::mem::take(&mut self.builders) {
             eprintln!("\n==> prepare {}", builder.label());
             match builder.prepare(meter) {
                 Ok(()) => ready.push(builder),
-                Err(error) if ready.is_empty() => return Err(error),
+                Err(error) if scenarios::is_ours(&builder.label()) => return Err(error),
                 Err(error) => {
                     eprintln!("SKIPPED {}: {error:#}", builder.label());
                     let label = builder.label();

@@ -250,7 +250,8 @@ fn drop_empty(rows: &mut Vec<Row>) {
     rows.retain(|row| !row.samples.is_empty() || !row.note.is_empty());
 }
 
-fn is_ours(label: &str) -> bool {
+/// Returns whether the contestant of that name is `obuild`.
+pub(crate) fn is_ours(label: &str) -> bool {
     label.starts_with("obuild ")
 }
 
