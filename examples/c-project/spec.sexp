@@ -6,10 +6,10 @@
   ((from debootstrap:bookworm)
    (comment "A compiler, from the package mirror that this host uses")
    (env DEBIAN_FRONTEND noninteractive)
-   (run (cache (apt-archives (target /var/cache/apt/archives)))
-        (network host)
-        (shell "apt-get -q update \
-                && apt-get -q install -y --no-install-recommends gcc libc6-dev make"))
+   (run
+    (cache (apt-archives (target /var/cache/apt/archives)))
+    (network host)
+    (shell "apt-get -q update && apt-get -q install -y --no-install-recommends gcc libc6-dev make"))
    (workdir /src)
    (copy (src .) (dst /src/))
    (run (shell make))
