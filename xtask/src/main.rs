@@ -15,6 +15,7 @@ mod cmd;
 mod debian;
 mod demo;
 mod docs;
+mod examples;
 mod filesystems;
 mod fuzz;
 mod lint;

@@ -4,7 +4,7 @@
 use crate::cmd::Cmd;
 use crate::filesystems::Scratch;
 use crate::report::Report;
-use crate::{debian, docs, lint, packages, workspace};
+use crate::{debian, docs, examples, lint, packages, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     report.check("tests", || cargo_test(arguments, &surroundings));
     if arguments.is_empty() {
         docs::checks(&mut report);
+        surroundings.run_examples(&mut report);
     }
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
@@ -67,6 +68,20 @@ impl Surroundings {
             scratch: Some(scratch),
             variables,
         })
+    }
+}
+
+impl Surroundings {
+    /// Runs the examples, where root allows.
+    fn run_examples(&self, report: &mut Report) {
+        match &self.scratch {
+            Some(scratch) if workspace::is_root() => {
+                report.check("examples", || {
+                    examples::run_all(&scratch.path().join("examples"))
+                });
+            }
+            _ => report.lack("examples", "not root"),
+        }
     }
 }
 
