@@ -5,10 +5,21 @@
 //! they stand, by a shell in the top directory, but for `/tmp`, which is a scratch directory.
 
 use crate::cmd::Cmd;
-use crate::workspace;
+use crate::filesystems::Scratch;
+use crate::{packages, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Runs the task.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    anyhow::ensure!(arguments.is_empty(), "examples takes no arguments");
+    anyhow::ensure!(workspace::is_root(), "the examples need root");
+    packages::ensure(packages::DEMO)?;
+    let scratch = Scratch::create(Path::new("/var/tmp"))?;
+    run_all(&scratch.path().join("examples"))?;
+    scratch.close()
+}
 
 /// Runs them all on a store in `scratch`.
 pub(crate) fn run_all(scratch: &Path) -> Result<()> {

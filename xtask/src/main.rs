@@ -50,6 +50,12 @@ const TASKS: &[Task] = &[
         run: test::run,
     },
     Task {
+        name: "examples",
+        arguments: "",
+        summary: "run every example as its comment says",
+        run: examples::run,
+    },
+    Task {
         name: "lint",
         arguments: "",
         summary: "format, clippy, file headers, dependency and spelling checks",
@@ -120,7 +126,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
 fn list() {
     println!("Usage: cargo xtask TASK\n\nTasks:");
     for task in TASKS {
-        println!("  {:<6} {}", task.name, task.arguments);
-        println!("         {}", task.summary);
+        println!("  {:<8} {}", task.name, task.arguments);
+        println!("           {}", task.summary);
     }
 }

@@ -48,7 +48,9 @@ fn without_a_task_all_are_listed() {
         .output()
         .expect("xtask starts");
     let text = String::from_utf8_lossy(&output.stdout);
-    for task in ["demo", "test", "lint", "docs", "bench", "fuzz", "bless"] {
+    for task in [
+        "demo", "test", "examples", "lint", "docs", "bench", "fuzz", "bless",
+    ] {
         assert!(
             text.contains(&format!("\n  {task}")),
             "{task} is missing in:\n{text}"
