@@ -43,8 +43,11 @@ pub(crate) fn run_all(scratch: &Path) -> Result<()> {
             script.contains("obuild run "),
             "{name}: its comment does not show how to run it"
         );
-        eprintln!("{name}");
+        for line in script.lines() {
+            eprintln!("$ {line}");
+        }
         Cmd::new("sh")
+            .quiet()
             .args(["-ec", &script])
             .env("OBUILD_STORE", &store)
             .env("OBUILD_PROGRESS", "plain")
