@@ -34,13 +34,15 @@ struct Options {
     names: Vec<String>,
     runs: usize,
     install: bool,
+    /// Pieces of the names of the contestants that take part beside the first; all if there are none.
+    only: Vec<String>,
     /// Where the file systems go.
     directory: PathBuf,
     /// Whether stores lie in `directory` itself, and not on an XFS image in it.
     on_host: bool,
 }
 
-/// Runs the task: `[NAME…] [--runs N] [--install] [--dir DIR] [--on-host] [--list]`.
+/// Runs the task: `[NAME…] [--runs N] [--only BUILDER] [--install] [--dir DIR] [--on-host] [--list]`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if arguments.iter().any(|argument| argument == "--list") {
         for scenario in scenarios::ALL {
@@ -72,6 +74,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     };
     let meter = Meter::create(&place)?;
     let mut arena = Arena::create(&mut scratch, &place, base, options.runs)?;
+    arena.keep(&options.only);
     arena.prepare(&meter)?;
 
     let mut head = vec!["# obuild benchmark\n".to_owned()];
@@ -111,6 +114,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
         names: Vec::new(),
         runs: 5,
         install: false,
+        only: Vec::new(),
         directory: "/var/tmp".into(),
         on_host: false,
     };
@@ -118,6 +122,9 @@ fn parse(arguments: &[String]) -> Result<Options> {
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--install" => options.install = true,
+            "--only" => options
+                .only
+                .push(rest.next().context("--only needs a name")?.clone()),
             "--runs" => {
                 let value = rest.next().context("--runs needs a number")?;
                 options.runs = value.parse().context("--runs needs a number")?;
@@ -197,6 +204,17 @@ impl Arena {
             base,
             absent,
         })
+    }
+
+    /// Sends away those whose names have none of the pieces; the first stays, the others are compared with it.
+    fn keep(&mut self, pieces: &[String]) {
+        let mut first = true;
+        self.builders.retain(|builder| {
+            let label = builder.label();
+            std::mem::take(&mut first)
+                || pieces.is_empty()
+                || pieces.iter().any(|piece| label.contains(piece))
+        });
     }
 
     /// Prepares every contestant; a peer that cannot be prepared is left out, saying so.
