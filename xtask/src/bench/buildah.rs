@@ -34,11 +34,20 @@ impl Buildah {
 
     fn tool(&self, arguments: &[&str]) -> Result<()> {
         let command = self.command();
+        let (name, value) = self.environment()?;
         Cmd::new(&command[0])
             .args(&command[1..])
             .args(arguments)
+            .env(name, value)
             .output()
             .map(drop)
+    }
+
+    /// Its temporary files go where they are deleted with the rest.
+    fn environment(&self) -> Result<(&'static str, String)> {
+        let tmp = self.root.join("tmp");
+        fs_err::create_dir_all(&tmp)?;
+        Ok(("TMPDIR", tmp.display().to_string()))
     }
 
     /// Everything is accepted: the images are our own.
@@ -95,9 +104,7 @@ impl Builder for Buildah {
         ]);
         command.push(file.display().to_string());
         command.push(context.display().to_string());
-        let tmp = self.root.join("tmp");
-        fs_err::create_dir_all(&tmp)?;
-        let environment = [("TMPDIR", tmp.display().to_string())];
+        let environment = [self.environment()?];
         meter.run(&command, &environment, DEADLINE).map(Some)
     }
 }
