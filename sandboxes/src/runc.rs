@@ -24,7 +24,7 @@ pub struct RuncOptions {
 
 /// Runs commands through an OCI runtime. Needs root and Linux 5.12.
 ///
-/// A runtime reports a command that a signal ended as status 128+n, and is taken by its word.
+/// With a terminal, a command that a signal ended is reported as status 128+n, since the runtime says no more then.
 #[derive(Debug)]
 pub struct Runc {
     zygote: Zygote,
@@ -162,8 +162,7 @@ impl Sandbox for Runc {
         };
         let exit = step::run(&self.zygote, command, rootfs, stdio, cancel, surroundings)?;
         Ok(match exit {
-            Exit::Status(status) if status != 0 && group.was_out_of_memory() => Exit::OutOfMemory,
-            Exit::Status(status @ 129..=192) => Exit::Signal(status - 128),
+            Exit::Status(1..) | Exit::Signal(_) if group.was_out_of_memory() => Exit::OutOfMemory,
             exit => exit,
         })
     }

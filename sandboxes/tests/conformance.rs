@@ -9,7 +9,7 @@ use obuild_sandboxes::{
 };
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
-use support::{Tree, eventually, listing, processes, shell};
+use support::{Tree, eventually, listing, processes, shell, unchanged};
 
 on_every_backend!(
     exits,
@@ -49,6 +49,13 @@ on_every_backend!(
     many_at_once,
     missing_trees,
     bad_requests,
+    a_killed_caller_takes_its_step_along,
+    a_killed_helper_is_replaced,
+    a_killed_init_is_reported,
+    a_killed_command_is_reported,
+    dead_callers_groups_are_removed,
+    a_panic_in_the_sink_ends_the_step,
+    features_are_told,
 );
 
 fn exits(tree: &Tree) {
@@ -194,7 +201,7 @@ fn unknown_users(tree: &Tree) {
         matches!(&error, Error::NoUser(name) if name == "nobody-of-that-name"),
         "{error}"
     );
-    assert_eq!(listing(&tree.lower()), before);
+    unchanged(&tree.lower(), &before);
 }
 
 fn missing_programs(tree: &Tree) {
@@ -230,11 +237,8 @@ fn missing_programs(tree: &Tree) {
         );
         assert!(error.to_string().contains(words), "{program}: {error}");
     }
-    assert_eq!(
-        listing(&tree.lower()),
-        before,
-        "also a command that never ran leaves nothing"
-    );
+    // Also a command that never ran leaves nothing.
+    unchanged(&tree.lower(), &before);
 }
 
 fn programs_are_looked_up(tree: &Tree) {
@@ -261,9 +265,7 @@ fn identity_of_the_host(tree: &Tree) {
         .filter(|line| line.split(' ').nth(4) == Some("/"))
         .count();
     assert_eq!(root, 1, "{mounts}");
-    let cgroups = mounts
-        .lines()
-        .filter(|line| line.contains(" /sys/fs/cgroup"));
+    let cgroups = mounts.lines().filter(|line| line.contains(" - cgroup"));
     let writable: Vec<&str> = cgroups.filter(|line| !line.contains(" ro,")).collect();
     assert_eq!(writable, Vec::<&str>::new());
 }
@@ -328,7 +330,7 @@ fn hosts_and_resolvers(tree: &Tree) {
     std::os::unix::fs::symlink("../run/systemd/resolve/stub-resolv.conf", &resolver).unwrap();
     let before = listing(&tree.lower());
     assert_eq!(tree.output_of(&command, &tree.directory()), seen);
-    assert_eq!(listing(&tree.lower()), before);
+    unchanged(&tree.lower(), &before);
 }
 
 fn networks(tree: &Tree) {
@@ -375,7 +377,7 @@ fn secrets(tree: &Tree) {
         );
         assert_eq!(output.matches("hidden-value").count(), 1, "{output}");
         if place == "lower" {
-            assert_eq!(listing(&tree.path(place)), before);
+            unchanged(&tree.path(place), &before);
         } else {
             let left = listing(&tree.path(place));
             assert!(
@@ -405,7 +407,7 @@ fn caches(tree: &Tree) {
     let before = listing(&tree.lower());
     assert_eq!(tree.output_of(&command, &tree.directory()), "1\n");
     assert_eq!(tree.output_of(&command, &tree.directory()), "2\n");
-    assert_eq!(listing(&tree.lower()), before);
+    unchanged(&tree.lower(), &before);
     // Always nosuid and nodev.
     let mut look = shell("grep ' /root/.cache/tool ' /proc/self/mounts");
     look.mounts = command.mounts.clone();
@@ -472,7 +474,7 @@ fn file_and_overlay_mounts(tree: &Tree) {
         );
     }
     assert_eq!(fs_err::read_to_string(tree.path("layer/c")).unwrap(), "c\n");
-    assert_eq!(listing(&tree.lower()), before);
+    unchanged(&tree.lower(), &before);
 }
 
 fn tmpfs(tree: &Tree) {
@@ -502,7 +504,7 @@ fn readonly_roots(tree: &Tree) {
     }];
     let before = listing(&tree.lower());
     assert_eq!(tree.output_of(&command, &tree.readonly()), "s\n");
-    assert_eq!(listing(&tree.lower()), before);
+    unchanged(&tree.lower(), &before);
 }
 
 fn many_layers_and_long_paths(tree: &Tree) {
@@ -543,7 +545,7 @@ fn nothing_stays_in_a_directory(tree: &Tree) {
     let mut command = shell("test -e /proc/1 && test -e /sys/kernel && test -e /dev/null");
     command.network = Network::Host;
     tree.output_of(&command, &tree.directory());
-    assert_eq!(listing(&tree.lower()), before);
+    unchanged(&tree.lower(), &before);
     // What the step itself does to these directories shows, also their times.
     let command = shell("touch /etc/new");
     let old = fs_err::metadata(tree.lower().join("etc"))
@@ -568,7 +570,7 @@ fn nothing_stays_in_an_overlay(tree: &Tree) {
     command.network = Network::Host;
     let lower = listing(&tree.lower());
     tree.output_of(&command, &tree.overlay());
-    assert_eq!(listing(&tree.lower()), lower);
+    unchanged(&tree.lower(), &lower);
     // A directory in which something was made is copied up, but is what it was.
     for line in listing(&tree.path("upper")) {
         let same = |other: &String| {
@@ -607,7 +609,7 @@ fn timeouts(tree: &Tree) {
         "{:?}",
         started.elapsed()
     );
-    assert_eq!(listing(&tree.lower()), before);
+    unchanged(&tree.lower(), &before);
     // Not even a flood of output keeps it from ending.
     let mut command = shell("yes");
     command.limits.timeout = Some(Duration::from_millis(300));
@@ -871,4 +873,186 @@ fn bad_requests(tree: &Tree) {
     eventually("the sandbox still works", || {
         tree.run(&command, &tree.directory()).unwrap().0 == Exit::Status(0)
     });
+}
+
+/// Runs one endless command when the environment says so: a caller that can be killed. Otherwise this is no test.
+#[test]
+fn caller() {
+    let (Some(backend), Some(scratch)) = (
+        std::env::var_os("OBUILD_TEST_CALLER"),
+        std::env::var_os("OBUILD_TEST_TREE"),
+    ) else {
+        return;
+    };
+    let scratch = std::path::PathBuf::from(scratch);
+    let sandbox = support::open(backend.to_str().unwrap(), &scratch);
+    let marker = std::env::var("OBUILD_TEST_MARKER").unwrap();
+    let line = shell(&format!(
+        "trap '' TERM HUP; (setsid sleep {marker} &); sleep {marker}"
+    ));
+    let mut command = line.clone();
+    command.secrets = vec![Secret {
+        target: "/run/secret".into(),
+        value: b"only-in-memory".to_vec(),
+    }];
+    let rootfs = Rootfs::Directory(scratch.join("lower"));
+    let cancel = Cancel::new().unwrap();
+    let _ = sandbox.run(&command, &rootfs, Stdio::Capture(&mut |_| {}), &cancel);
+}
+
+fn a_killed_caller_takes_its_step_along(tree: &Tree) {
+    let marker = format!("54{}{}", std::process::id(), u8::from(tree.is_native()));
+    let mut caller = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "caller", "--nocapture"])
+        .env("OBUILD_TEST_CALLER", tree.backend())
+        .env("OBUILD_TEST_TREE", tree.scratch.path())
+        .env("OBUILD_TEST_MARKER", &marker)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let marker = format!("sleep\0{marker}");
+    eventually("both sleep", || processes(&marker).len() == 2);
+    // SIGKILL: nothing of the caller's own can clean up.
+    caller.kill().unwrap();
+    caller.wait().unwrap();
+    eventually("the step is dead", || processes(&marker).is_empty());
+    eventually("the helper is dead", || {
+        processes(tree.scratch.path().to_str().unwrap()).is_empty()
+    });
+    // The step's init process outlives its caller by as long as it takes to tidy the tree.
+    eventually("the tree is tidy", || !tree.lower().join("run").exists());
+    let grep = std::process::Command::new("grep")
+        .args(["-rlF", "--exclude-dir=lower", "only-in-memory"])
+        .arg(tree.scratch.path())
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&grep.stdout),
+        "",
+        "the secret was on a disk"
+    );
+    // The next one finds all it needs.
+    assert_eq!(tree.output("echo again"), "again\n");
+}
+
+/// Runs an endless command in a thread and gives its process ids to `attack`, which ends it; returns what the caller was told.
+fn attacked(
+    tree: &Tree,
+    digits: &str,
+    attack: impl FnOnce(&[u32]),
+) -> Result<(Exit, String), Error> {
+    let marker = format!(
+        "{digits}{}{}",
+        std::process::id(),
+        u8::from(tree.is_native())
+    );
+    let line = shell(&format!(
+        "trap '' TERM HUP; (setsid sleep {marker} &); sleep {marker}"
+    ));
+    let marker = format!("sleep\0{marker}");
+    let result = std::thread::scope(|scope| {
+        let running = scope.spawn(|| tree.run(&line, &tree.directory()));
+        eventually("both sleep", || processes(&marker).len() == 2);
+        attack(&processes(&marker));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !running.is_finished() {
+            assert!(Instant::now() < deadline, "the caller hangs");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        running.join().unwrap()
+    });
+    assert_eq!(processes(&marker), Vec::<u32>::new(), "the step lives");
+    result
+}
+
+fn kill(process: u32) {
+    let process = rustix::process::Pid::from_raw(process.cast_signed()).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+}
+
+fn parent(process: u32) -> u32 {
+    let stat = fs_err::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    stat.rsplit_once(") ")
+        .unwrap()
+        .1
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+/// Returns the ancestors of a process up to this one, nearest first.
+fn ancestors(mut process: u32) -> Vec<u32> {
+    let mut all = Vec::new();
+    while process != std::process::id() {
+        all.push(process);
+        process = parent(process);
+    }
+    all
+}
+
+fn a_killed_helper_is_replaced(tree: &Tree) {
+    let result = attacked(tree, "32", |step| {
+        // The helper is the ancestor that is this process's child.
+        kill(*ancestors(step[0]).last().unwrap());
+    });
+    assert!(matches!(result, Err(Error::Helper(_))), "{result:?}");
+    assert_eq!(tree.output("echo again"), "again\n");
+}
+
+fn a_killed_init_is_reported(tree: &Tree) {
+    let result = attacked(tree, "43", |step| {
+        let ancestors = ancestors(step[0]);
+        kill(ancestors[ancestors.len() - 2]);
+    });
+    assert!(matches!(result, Err(Error::Helper(_))), "{result:?}");
+    assert_eq!(tree.output("echo again"), "again\n");
+}
+
+fn a_killed_command_is_reported(tree: &Tree) {
+    let result = attacked(tree, "65", |step| {
+        let ancestors = ancestors(step[0]);
+        kill(ancestors[ancestors.len() - 3]);
+    });
+    assert!(matches!(result, Ok((Exit::Signal(9), _))), "{result:?}");
+}
+
+fn dead_callers_groups_are_removed(tree: &Tree) {
+    if !has_limits(tree) {
+        return;
+    }
+    // No process has this id with this start time.
+    let place = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"]
+        .into_iter()
+        .find(|place| fs_err::create_dir(std::path::Path::new(place).join("obuild-1-1-0")).is_ok());
+    let abandoned = std::path::Path::new(place.unwrap()).join("obuild-1-1-0");
+    drop(support::open(tree.backend(), tree.scratch.path()));
+    assert!(!abandoned.exists());
+}
+
+fn a_panic_in_the_sink_ends_the_step(tree: &Tree) {
+    let marker = format!("21{}{}", std::process::id(), u8::from(tree.is_native()));
+    let line = shell(&format!("sleep {marker} & echo; wait"));
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut sink = |_: &[u8]| panic!("meant");
+        let cancel = Cancel::new().unwrap();
+        tree.sandbox
+            .run(&line, &tree.directory(), Stdio::Capture(&mut sink), &cancel)
+    }));
+    assert!(result.is_err());
+    eventually("the step is dead", || {
+        processes(&format!("sleep\0{marker}")).is_empty()
+    });
+}
+
+fn features_are_told(tree: &Tree) {
+    let notes = tree.sandbox.features().notes;
+    assert!(
+        notes
+            .iter()
+            .any(|(name, value)| name == "cgroup" && !value.is_empty()),
+        "{notes:?}"
+    );
+    assert_eq!(tree.sandbox.name(), tree.backend());
 }

@@ -28,8 +28,10 @@ pub(crate) struct Cgroups {
     sandbox: &'static str,
     layout: Layout,
     owner: String,
-    next: AtomicU64,
 }
+
+/// Numbers the groups of this process, whichever of its sandboxes makes them.
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// A group for one step. Removed when dropped.
 #[derive(Debug)]
@@ -55,7 +57,6 @@ impl Cgroups {
             sandbox,
             layout,
             owner: format!("{PREFIX}{}-{start}-", std::process::id()),
-            next: AtomicU64::new(0),
         };
         cgroups.sweep();
         Ok(cgroups)
@@ -78,11 +79,7 @@ impl Cgroups {
 
     /// Returns a group name that nobody else uses.
     pub(crate) fn name(&self) -> String {
-        format!(
-            "{}{}",
-            self.owner,
-            self.next.fetch_add(1, Ordering::Relaxed)
-        )
+        format!("{}{}", self.owner, NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Makes a group with these limits; `None` when there are none.

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
+use std::collections::HashMap;
 use std::io;
 
 /// A step's standard streams.
@@ -85,13 +86,9 @@ fn step(
     let mut tree = None;
     let result = match &request.runtime {
         None => native::start(request, stdio, &secrets, prepared, socket, &mut tree)
-            .and_then(|child| supervise(child, &signals, socket)),
-        Some(runtime) => {
-            runtime::start(request, runtime, stdio, &secrets, &mut tree).and_then(|child| {
-                let status = supervise(child, &signals, socket)?;
-                runtime::check(runtime, status)
-            })
-        }
+            .and_then(|child| supervise(child, None, &signals, socket)),
+        Some(runtime) => runtime::start(request, runtime, stdio, &secrets, &mut tree)
+            .and_then(|child| supervise(child.process, Some(&child), &signals, socket)),
     };
     end_all();
     let tidied = match tree {
@@ -153,19 +150,39 @@ fn secrets(sizes: &[usize], file: Option<OwnedFd>) -> Result<Vec<Vec<u8>>, Failu
 }
 
 /// Waits for the command, reaping all others, until it ends or the caller wants it to.
-fn supervise(child: Pid, signals: &OwnedFd, socket: &OwnedFd) -> Result<WaitStatus, Failure> {
+fn supervise(
+    child: Pid,
+    mut runtime: Option<&runtime::Child<'_>>,
+    signals: &OwnedFd,
+    socket: &OwnedFd,
+) -> Result<WaitStatus, Failure> {
     let action = || "wait for the command";
+    let mut command = child;
+    // A command that a runtime starts may end before the runtime does, which says who it is.
+    let mut others = HashMap::new();
     let mut killed = false;
     loop {
-        // Stopping the command would leave nobody to continue it.
         while let Some((pid, status)) =
             reap(WaitOptions::NOHANG | WaitOptions::UNTRACED).trying(action)?
         {
             if status.stopped() {
-                if pid == child {
+                // Stopping the command would leave nobody to continue it.
+                if pid == command {
                     let _ = rustix::process::kill_process(pid, Signal::CONT);
                 }
-            } else if pid == child {
+                continue;
+            }
+            let mut ended = (pid == command).then_some(status);
+            if let (Some(status), Some(child)) = (ended, runtime) {
+                runtime = None;
+                if let Some(pid) = child.command(status)? {
+                    command = pid;
+                    ended = others.remove(&pid);
+                }
+            } else if runtime.is_some() {
+                others.insert(pid, status);
+            }
+            if let Some(status) = ended {
                 return Ok(status);
             }
         }

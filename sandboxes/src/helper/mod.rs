@@ -18,13 +18,14 @@ pub(crate) use runtime::is_program as is_runtime;
 
 use crate::{seccomp, sys, wire};
 use bstr::ByteSlice;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, WaitOptions, wait};
 use std::collections::HashMap;
 use std::io;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 /// Serves steps until the program that started this process ends.
 ///
@@ -84,9 +85,9 @@ fn serve() -> io::Result<()> {
             }
         }
         if !asked.is_empty() {
-            // The end of the socket is the end of the caller. Ours is that of all init processes: they asked the kernel for it.
             let Some(parcel) = wire::receive_request(socket.as_fd())? else {
-                return Ok(());
+                // The end of the socket is the end of the caller.
+                return see_off(&signals, steps.len());
             };
             let step = parcel.socket();
             // When the fork fails, the end of the dropped socket tells the caller.
@@ -100,6 +101,28 @@ fn serve() -> io::Result<()> {
             }
         }
     }
+}
+
+/// Waits until the steps have noticed the caller's end too and tidied up. What is left after a while dies with this process: all init
+/// processes have asked the kernel for that.
+fn see_off(signals: &OwnedFd, mut steps: usize) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while steps > 0 {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        let left = Timespec {
+            tv_sec: left.as_secs().cast_signed(),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        poll(&mut [PollFd::new(signals, PollFlags::IN)], Some(&left))?;
+        take_signals(signals);
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {
+            steps = steps.saturating_sub(1);
+        }
+    }
+    Ok(())
 }
 
 /// Does what would otherwise be done once in every init process: asking the processor what it can costs 60 µs on a virtual machine.

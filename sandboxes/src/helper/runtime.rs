@@ -19,14 +19,21 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 
+/// A runtime that was started.
+pub(super) struct Child<'a> {
+    pub(super) process: Pid,
+    runtime: &'a Runtime,
+    detached: bool,
+}
+
 /// Prepares the bundle and starts the runtime.
-pub(super) fn start(
+pub(super) fn start<'a>(
     request: &Request,
-    runtime: &Runtime,
+    runtime: &'a Runtime,
     stdio: Stdio,
     secrets: &[Vec<u8>],
     slot: &mut Option<Tree>,
-) -> Result<Pid, Failure> {
+) -> Result<Child<'a>, Failure> {
     let command = &request.command;
     sys::unshare(UnshareFlags::NEWNS).trying(|| "make a mount namespace")?;
     native::own_mounts()?;
@@ -46,7 +53,13 @@ pub(super) fn start(
     let mut shown = Vec::new();
     for target in ["/proc", "/dev", "/sys"] {
         let place = resolve(tree, target.as_bytes(), Kind::Directory)?;
-        shown.push(runtime_config::Shown::system(target, place));
+        // runc 1.1.5 fills /dev by its path on the host before it enters the tree, and follows a link there.
+        if place != target {
+            return Err(Failure::Unavailable(format!(
+                "the tree's {target} is a link, which OCI runtimes may follow out of the tree; use --sandbox native"
+            )));
+        }
+        shown.push(runtime_config::Shown::system(target));
     }
     mounts::write_host_files(&private, command.network)?;
     let mut files = vec![("hosts", "/etc/hosts")];
@@ -65,15 +78,14 @@ pub(super) fn start(
             Kind::File => private.write(&name, b"", 0o644, (0, 0))?,
         }
         mount(&private, &name, made)?;
-        let place = resolve(tree, target, *kind)?;
-        mounts::refuse_kernel_files(tree, target)?;
+        let place = resolve_data(tree, target, *kind)?;
         let readonly = asked.readonly || mounts::shows_readonly(asked);
         shown.push(runtime_config::Shown::bind(name, place, readonly));
     }
     for (index, (secret, value)) in command.secrets.iter().zip(secrets).enumerate() {
         let name = format!("secret-{index}");
         private.write(&name, value, 0o400, owner)?;
-        let place = resolve(tree, &secret.target, Kind::File)?;
+        let place = resolve_data(tree, &secret.target, Kind::File)?;
         shown.push(runtime_config::Shown::bind(name, place, true));
     }
     tree.directory(&command.workdir)
@@ -140,10 +152,22 @@ fn resolve(tree: &mut Tree, target: &[u8], kind: Kind) -> Result<String, Failure
     })
 }
 
-fn run(runtime: &Runtime, stdio: &Stdio) -> Result<Pid, Failure> {
+/// As [`resolve`], but not in the kernel's own file systems: the runtime mounts those first, and looks up what is mounted on them by paths
+/// that they can lead astray.
+fn resolve_data(tree: &mut Tree, target: &[u8], kind: Kind) -> Result<String, Failure> {
+    let place = resolve(tree, target, kind)?;
+    let first = place.split('/').nth(1);
+    if matches!(first, Some("proc" | "sys")) {
+        return Err(rustix::io::Errno::INVAL)
+            .trying(|| format!("mount {} in the tree", target.as_bstr()));
+    }
+    Ok(place)
+}
+
+fn run<'a>(runtime: &'a Runtime, stdio: &Stdio) -> Result<Child<'a>, Failure> {
     let bundle = &runtime.bundle;
     let path = |name: &str| BString::from(bundle.join(name).as_os_str().as_bytes());
-    let argv = exec::strings([
+    let mut argv: Vec<BString> = vec![
         BString::from(runtime.program.as_os_str().as_bytes()),
         "--root".into(),
         path("state"),
@@ -152,18 +176,28 @@ fn run(runtime: &Runtime, stdio: &Stdio) -> Result<Pid, Failure> {
         "--log-format".into(),
         "json".into(),
         "run".into(),
+    ];
+    // A runtime that stays copies the command's output, standard output and error apart and so out of order. One that does not gives the
+    // command its streams, and then the command becomes our child. With a terminal the runtime has to stay, as its own end of it.
+    let detached = !stdio.terminal;
+    if detached {
+        argv.push("--detach".into());
+    } else {
         // The group is looked at and removed afterwards, whether the runtime ended well or not.
-        "--keep".into(),
+        argv.push("--keep".into());
+    }
+    argv.extend([
         "--pid-file".into(),
         path("pid"),
         "--bundle".into(),
         path(""),
         runtime.name.as_str().into(),
-    ])?;
+    ]);
+    let argv = exec::strings(argv)?;
     let env = exec::strings([BString::from(
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     )])?;
-    sys::spawn(&|| {
+    let process = sys::spawn(&|| {
         let ready = rustix::process::chdir(bundle).is_ok()
             && stdio.install().is_ok()
             && sys::close_on_exec_from(3).is_ok();
@@ -173,26 +207,45 @@ fn run(runtime: &Runtime, stdio: &Stdio) -> Result<Pid, Failure> {
         }
         127
     })
-    .trying(|| "start a process for the runtime")
+    .trying(|| "start a process for the runtime")?;
+    Ok(Child {
+        process,
+        runtime,
+        detached,
+    })
 }
 
-/// Says whether the status is the command's or the runtime's own failure.
-pub(super) fn check(runtime: &Runtime, status: WaitStatus) -> Result<WaitStatus, Failure> {
-    let program = runtime.program.display();
-    let started = runtime.bundle.join("pid").exists();
-    let message = fs_err::read_to_string(runtime.bundle.join("log")).ok();
-    let message = message.as_deref().and_then(last_error);
-    match (started, message) {
-        (true, None) => Ok(status),
-        (true, Some(message)) => Err(Failure::Helper(format!("{program}: {message}"))),
-        (false, Some(message)) => Err(Failure::Unavailable(format!(
-            "{program} could not start a container: {message}; try `{program} --version`, or --sandbox native"
-        ))),
-        (false, None) => Err(Failure::Unavailable(format!(
-            "{program} did not start a container ({}); is it an OCI runtime? Try another --runtime, or --sandbox native",
-            ExitStatus::from_raw(status.as_raw())
-        ))),
+impl Child<'_> {
+    /// Says, when the runtime has ended, which process is the command; `None` when the runtime's own status is the command's.
+    pub(super) fn command(&self, status: WaitStatus) -> Result<Option<Pid>, Failure> {
+        let program = self.runtime.program.display();
+        let pid = fs_err::read_to_string(self.runtime.bundle.join("pid")).ok();
+        let pid = pid
+            .and_then(|pid| pid.trim().parse().ok())
+            .and_then(Pid::from_raw);
+        let log = fs_err::read_to_string(self.runtime.bundle.join("log")).ok();
+        let message = log.as_deref().and_then(last_error);
+        let well = !self.detached || status.exit_status() == Some(0);
+        match (pid, message) {
+            (Some(pid), None) if well => Ok(self.detached.then_some(pid)),
+            (Some(_), message) => {
+                let message = message.unwrap_or_else(|| ended(status));
+                Err(Failure::Helper(format!("{program}: {message}")))
+            }
+            (None, Some(message)) => Err(Failure::Unavailable(format!(
+                "{program} could not start a container: {message}; try `{program} --version`, or --sandbox native"
+            ))),
+            (None, None) => Err(Failure::Unavailable(format!(
+                "{program} did not start a container ({}); is it an OCI runtime? Try another --runtime, \
+                 or --sandbox native",
+                ended(status)
+            ))),
+        }
     }
+}
+
+fn ended(status: WaitStatus) -> String {
+    ExitStatus::from_raw(status.as_raw()).to_string()
 }
 
 /// Returns the last error of a runtime's log: a JSON object a line, or text.

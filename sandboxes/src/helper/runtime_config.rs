@@ -15,22 +15,23 @@ use serde_json::{Value, json};
 
 /// Something that the runtime mounts.
 pub(super) struct Shown {
-    /// A path of the kernel's, or the name of an entry of the bundle.
     source: Source,
     /// The place in the tree.
     place: String,
 }
 
 enum Source {
-    System(&'static str),
+    /// What belongs to the place.
+    System,
+    /// An entry of the bundle.
     Bundle { name: String, readonly: bool },
 }
 
 impl Shown {
-    pub(super) fn system(target: &'static str, place: String) -> Self {
+    pub(super) fn system(place: &str) -> Self {
         Self {
-            source: Source::System(target),
-            place,
+            source: Source::System,
+            place: place.to_owned(),
         }
     }
 
@@ -136,9 +137,9 @@ fn mounts_of(shown: &Shown, input: &Input<'_>) -> Result<Vec<Value>, Failure> {
     let place = &shown.place;
     let below = |name: &str| format!("{}/{name}", place.trim_end_matches('/'));
     let mount = |kind: &str, at: &str, options: &[&str]| json!({ "destination": at, "type": kind, "source": kind, "options": options });
-    Ok(match &shown.source {
-        Source::System("/proc") => vec![mount("proc", place, &["nosuid", "noexec", "nodev"])],
-        Source::System("/dev") => vec![
+    Ok(match (&shown.source, place.as_str()) {
+        (Source::System, "/proc") => vec![mount("proc", place, &["nosuid", "noexec", "nodev"])],
+        (Source::System, "/dev") => vec![
             mount(
                 "tmpfs",
                 place,
@@ -163,14 +164,14 @@ fn mounts_of(shown: &Shown, input: &Input<'_>) -> Result<Vec<Value>, Failure> {
             ),
             mount("mqueue", &below("mqueue"), &["nosuid", "noexec", "nodev"]),
         ],
-        Source::System(_) => {
+        (Source::System, _) => {
             let protected = ["nosuid", "noexec", "nodev", "ro"];
             vec![
                 mount("sysfs", place, &protected),
                 mount("cgroup", &below("fs/cgroup"), &protected),
             ]
         }
-        Source::Bundle { name, readonly } => {
+        (Source::Bundle { name, readonly }, _) => {
             let source = input.runtime.bundle.join(name);
             let source = source.to_str().ok_or_else(|| {
                 Failure::Unavailable(format!(
@@ -291,9 +292,9 @@ mod tests {
             swap: true,
         };
         let shown = [
-            Shown::system("/proc", "/proc".to_owned()),
-            Shown::system("/dev", "/dev".to_owned()),
-            Shown::system("/sys", "/sys".to_owned()),
+            Shown::system("/proc"),
+            Shown::system("/dev"),
+            Shown::system("/sys"),
             Shown::bind("hosts".to_owned(), "/etc/hosts".to_owned(), true),
         ];
         let config = config(&Input {

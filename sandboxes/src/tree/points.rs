@@ -28,6 +28,8 @@ pub(crate) struct Tree {
     root: OwnedFd,
     parents: Vec<Parent>,
     created: Vec<Created>,
+    /// Whether the step got to see the directories with their own times.
+    restored: bool,
 }
 
 /// A directory in which something was made.
@@ -52,6 +54,7 @@ impl Tree {
             root,
             parents: Vec::new(),
             created: Vec::new(),
+            restored: false,
         }
     }
 
@@ -211,7 +214,8 @@ impl Tree {
     }
 
     /// Sets the times of the directories in which something was made back to what they were.
-    pub(crate) fn restore_times(&self) -> io::Result<()> {
+    pub(crate) fn restore_times(&mut self) -> io::Result<()> {
+        self.restored = true;
         for parent in &self.parents {
             set_modified(&parent.directory, &parent.stat)?;
         }
@@ -219,12 +223,15 @@ impl Tree {
     }
 
     /// Removes what was made for the step, unless the step has put something there, and sets the directories' times back to how the
-    /// step left them. Whatever is mounted on the points is unmounted first. Changes the working directory.
+    /// step left them, or to how they were when it never ran. Whatever is mounted on the points is unmounted first. Changes the working directory.
     pub(crate) fn remove_points(&self) -> io::Result<()> {
         let left: Vec<Stat> = self
             .parents
             .iter()
-            .map(|parent| rustix::fs::fstat(&parent.directory))
+            .map(|parent| match self.restored {
+                true => rustix::fs::fstat(&parent.directory),
+                false => Ok(parent.stat),
+            })
             .collect::<Result<_, _>>()?;
         for created in self.created.iter().rev() {
             let directory = &self.parents[created.parent].directory;

@@ -212,6 +212,18 @@ pub fn listing(directory: &Path) -> Vec<String> {
     lines
 }
 
+/// Checks that a directory is what it was.
+#[track_caller]
+pub fn unchanged(directory: &Path, before: &[String]) {
+    let now = listing(directory);
+    let gone: Vec<&String> = before.iter().filter(|line| !now.contains(line)).collect();
+    let new: Vec<&String> = now.iter().filter(|line| !before.contains(line)).collect();
+    assert!(
+        gone.is_empty() && new.is_empty(),
+        "gone: {gone:#?}\nnew: {new:#?}"
+    );
+}
+
 /// Returns the host's process ids of all processes with this text in their arguments.
 pub fn processes(marker: &str) -> Vec<u32> {
     let mut found = Vec::new();
