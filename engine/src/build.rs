@@ -472,7 +472,7 @@ impl Build {
                         self.tell(Event::StepFailed {
                             step: index,
                             id: id.to_string(),
-                            error: error.to_string(),
+                            error: error.reason(),
                             duration: began.elapsed(),
                         })
                         .await;

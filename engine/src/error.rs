@@ -171,17 +171,26 @@ impl Error {
         }
     }
 
-    /// Returns whether a full disk is at the bottom of it.
-    pub fn is_disk_full(&self) -> bool {
-        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = source {
-            if let Some(io) = error.downcast_ref::<std::io::Error>()
-                && io.kind() == std::io::ErrorKind::StorageFull
-            {
-                return true;
-            }
-            source = error.source();
+    /// Returns what went wrong without the step that it happened in, for where that is shown already.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::StepFailed { reason, .. } => reason.clone(),
+            Self::Shared(error) => error.reason(),
+            Self::CopyFailed { source, .. } => chain(&**source),
+            Self::Sandbox { source, .. } => chain(source),
+            error => chain(error),
         }
-        false
     }
+}
+
+/// Joins an error's message with those of its causes.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
 }
