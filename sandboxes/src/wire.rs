@@ -4,7 +4,7 @@
 //! A message is a packet on a `SOCK_SEQPACKET` socket with the step's descriptors attached. Requests that are too large for a packet
 //! travel in a memory file. Replies come from the step's own init process, on a socket that belongs to that step alone.
 
-use crate::sandbox::{Command, Error, Rootfs};
+use crate::sandbox::{Command, Error, Network, Rootfs};
 use bstr::BString;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -38,6 +38,13 @@ pub(crate) struct Request {
     pub(crate) cgroups: Vec<PathBuf>,
     /// The OCI runtime to use; `None` is the native sandbox.
     pub(crate) runtime: Option<Runtime>,
+}
+
+impl Request {
+    /// Returns whether the step gets its network namespace from the helper; a runtime makes its own.
+    fn own_network(&self) -> bool {
+        self.runtime.is_none() && self.command.network == Network::None
+    }
 }
 
 /// What the descriptors after the first are.
@@ -172,7 +179,12 @@ pub(crate) fn send_request(
     request: &Request,
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let mut packet = vec![0];
+    let network = if request.own_network() {
+        OWN_NETWORK
+    } else {
+        0
+    };
+    let mut packet = vec![network];
     serde_json::to_writer(&mut packet, request).map_err(io::Error::other)?;
     if packet.len() <= PACKET_BYTES {
         return send(socket, &packet, descriptors);
@@ -180,8 +192,13 @@ pub(crate) fn send_request(
     let file = memory_file("obuild-request", &[&packet[1..]])?;
     let mut all = descriptors.to_vec();
     all.push(file.as_fd());
-    send(socket, &[1], &all)
+    send(socket, &[network | IN_FILE], &all)
 }
+
+/// Flags in a packet's first byte: what the helper must know before it forks. First: the request is in a memory file.
+const IN_FILE: u8 = 1;
+/// The step's processes are to be in a network namespace of their own from the start.
+const OWN_NETWORK: u8 = 2;
 
 /// A request as it came, not yet decoded.
 pub(crate) struct Parcel {
@@ -198,10 +215,17 @@ impl Parcel {
         }
     }
 
+    /// Returns whether the step's processes are to be in a network namespace of their own from the start.
+    pub(crate) fn own_network(&self) -> bool {
+        self.packet
+            .first()
+            .is_some_and(|flags| flags & OWN_NETWORK != 0)
+    }
+
     /// Decodes it into the request and the step's descriptors.
     pub(crate) fn open(mut self) -> io::Result<(Request, Vec<OwnedFd>)> {
         let content = match self.packet.split_first() {
-            Some((0, rest)) => rest.to_vec(),
+            Some((flags, rest)) if flags & IN_FILE == 0 => rest.to_vec(),
             Some(_) => {
                 let file = self.descriptors.pop();
                 read_all(file.ok_or_else(|| io::Error::other("a request without its file"))?)?

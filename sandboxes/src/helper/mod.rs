@@ -9,6 +9,7 @@ mod exec;
 mod init;
 mod mounts;
 mod native;
+mod networks;
 mod private;
 mod programs;
 mod runtime;
@@ -18,6 +19,7 @@ pub(crate) use runtime::is_program as is_runtime;
 
 use crate::{seccomp, sys, wire};
 use bstr::ByteSlice;
+use networks::Networks;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -67,7 +69,8 @@ fn serve() -> io::Result<()> {
     warm_up();
     let signals = sys::child_signals()?;
     // The step socket of each init process, held until it is reaped: for the caller, the end of the socket is the end of the step.
-    let mut steps: HashMap<Pid, OwnedFd> = HashMap::new();
+    let mut steps: HashMap<Pid, (OwnedFd, Option<OwnedFd>)> = HashMap::new();
+    let mut networks = Networks::new()?;
     loop {
         let mut waited = [
             PollFd::new(&socket, PollFlags::IN),
@@ -81,7 +84,12 @@ fn serve() -> io::Result<()> {
         if !ended.is_empty() {
             take_signals(&signals);
             while let Ok(Some((pid, _))) = wait(WaitOptions::NOHANG) {
-                steps.remove(&pid);
+                if let Some((socket, network)) = steps.remove(&pid) {
+                    drop(socket);
+                    if let Some(network) = network {
+                        networks.give_back(network);
+                    }
+                }
             }
         }
         if !asked.is_empty() {
@@ -90,14 +98,21 @@ fn serve() -> io::Result<()> {
                 return see_off(&signals, steps.len());
             };
             let step = parcel.socket();
-            // When the fork fails, the end of the dropped socket tells the caller.
+            // When this or the fork fails, the end of the dropped socket tells the caller.
+            let network = parcel.own_network().then(|| networks.enter()).transpose();
+            let Ok(network) = network else { continue };
             match sys::fork_init() {
                 Ok(sys::Fork::Child) => {
-                    drop((socket, signals, steps, step));
+                    drop((socket, signals, steps, step, networks, network));
                     init::run(parcel, &prepared);
                 }
-                Ok(sys::Fork::Parent(pid)) => steps.extend(step.ok().map(|step| (pid, step))),
-                Err(_) => {}
+                Ok(sys::Fork::Parent(pid)) => {
+                    if network.is_some() {
+                        networks.leave()?;
+                    }
+                    steps.extend(step.ok().map(|step| (pid, (step, network))));
+                }
+                Err(_) => networks.leave()?,
             }
         }
     }

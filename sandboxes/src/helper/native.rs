@@ -4,7 +4,6 @@
 use super::init::Stdio;
 use super::private::{Private, is_readonly};
 use super::{Prepared, accounts, exec, mounts, programs};
-use crate::sandbox::Network;
 use crate::sys;
 use crate::tree::{Attributes, Kind, Tree, attach};
 use crate::wire::{self, Failure, Reply, Request, Trying};
@@ -12,7 +11,6 @@ use bstr::ByteSlice;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::UnmountFlags;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 use std::path::Path;
@@ -39,10 +37,8 @@ pub(super) fn start(
     slot: &mut Option<Tree>,
 ) -> Result<Pid, Failure> {
     let command = &request.command;
-    let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    if command.network == Network::None {
-        namespaces |= UnshareFlags::NEWNET;
-    }
+    // The process is in its network namespace already: see `networks`.
+    let namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     sys::unshare(namespaces).trying(|| "make namespaces")?;
     own_mounts()?;
     let cgroups = request
@@ -100,9 +96,6 @@ pub(super) fn start(
     )?;
     enter(tree)?;
     rustix::system::sethostname(command.hostname.as_bytes()).trying(|| "set the host name")?;
-    if command.network == Network::None {
-        loopback()?;
-    }
 
     let launch = exec::Launch {
         command,
@@ -136,12 +129,4 @@ fn enter(tree: &Tree) -> Result<(), Failure> {
     rustix::process::pivot_root(".", ".").trying(action)?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).trying(|| "let go of the host's root")?;
     rustix::process::chdir("/").trying(action)
-}
-
-fn loopback() -> Result<(), Failure> {
-    let action = || "set the loopback interface up";
-    let flags = SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)
-        .trying(action)?;
-    sys::loopback_up(socket.as_fd()).trying(action)
 }
