@@ -139,20 +139,16 @@ impl Tree {
             .arg(self.lower().join(name))
             .arg(&file)
             .output();
-        match compiled {
-            Ok(output) => {
-                assert!(
-                    output.status.success(),
-                    "{}",
-                    String::from_utf8_lossy(&output.stderr)
-                );
-                true
-            }
-            Err(_) => {
-                obuild_fixtures::skip("needs gcc");
-                false
-            }
-        }
+        let Ok(compiled) = compiled else {
+            obuild_fixtures::skip("needs gcc");
+            return false;
+        };
+        assert!(
+            compiled.status.success(),
+            "{}",
+            String::from_utf8_lossy(&compiled.stderr)
+        );
+        true
     }
 
     /// Runs a command and returns how it ended, with its output.
