@@ -32,12 +32,17 @@ pub struct Tree {
     backend: &'static str,
 }
 
-/// Opens a backend.
-pub fn open(backend: &str, scratch: &Path) -> Box<dyn Sandbox> {
-    let helper = HelperCommand {
+/// The helper of this crate's tests.
+pub fn helper() -> HelperCommand {
+    HelperCommand {
         program: PathBuf::from(env!("CARGO_BIN_EXE_obuild-sandbox-helper")),
         args: Vec::new(),
-    };
+    }
+}
+
+/// Opens a backend.
+pub fn open(backend: &str, scratch: &Path) -> Box<dyn Sandbox> {
+    let helper = helper();
     match backend {
         "native" => Box::new(Native::open(NativeOptions { helper }).expect("native opens")),
         _ => Box::new(
