@@ -7,8 +7,8 @@
 
 use obuild_fixtures::{FileSystem, busybox_root, scratch};
 use obuild_sandboxes::{
-    Cancel, Command, HelperCommand, Native, NativeOptions, Network, OverlayMount, Rootfs, Sandbox,
-    Stdio, Upper,
+    Cancel, Command, HelperCommand, Native, NativeOptions, Network, OverlayMount, Rootfs, Runc,
+    RuncOptions, Sandbox, Stdio, Upper,
 };
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -40,7 +40,10 @@ fn main() -> ExitCode {
         program: "/proc/self/exe".into(),
         args: vec!["helper".into()],
     };
-    let native = Native::open(NativeOptions { helper }).expect("the native sandbox opens");
+    let native = Native::open(NativeOptions {
+        helper: helper.clone(),
+    })
+    .expect("the native sandbox opens");
     native.prepare().expect("the helper starts");
     let overlay = Rootfs::Overlay(OverlayMount {
         lower: vec![path("lower")],
@@ -65,6 +68,21 @@ fn main() -> ExitCode {
         ("overlay, host network", &overlay, Network::Host),
     ] {
         measure(&format!("native, {name}"), &native, rootfs, network, runs);
+    }
+    if let Some(runtime) = args.next() {
+        let options = RuncOptions {
+            helper,
+            runtime: runtime.into(),
+            state_dir: path("state"),
+        };
+        let sandbox = Runc::open(options).expect("the runtime is there");
+        measure(
+            "runtime, overlay, own network",
+            &sandbox,
+            &overlay,
+            Network::None,
+            runs.min(50),
+        );
     }
     ExitCode::SUCCESS
 }
@@ -112,7 +130,7 @@ fn processor_time() -> f64 {
     f64::from(ticks) * 10.0
 }
 
-/// Returns the processor ticks of a process and its living children, with what their dead children used: proc_pid_stat(5).
+/// Returns the processor ticks of a process and its living children, with what their dead children used: `proc_pid_stat(5)`.
 fn children(process: u32) -> Vec<u32> {
     let mut all = Vec::new();
     if let Ok(stat) = fs_err::read_to_string(format!("/proc/{process}/stat"))

@@ -2,7 +2,7 @@
 //! The native sandbox: Linux namespaces by direct calls, through a helper process that is started once.
 
 use crate::Cancel;
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroups, Group};
 use crate::sandbox::{Command, Error, Exit, Features, Rootfs, Sandbox, Stdio};
 use crate::step::{self, Surroundings};
 use crate::zygote::{HelperCommand, Zygote};
@@ -82,9 +82,7 @@ impl Sandbox for Native {
     ) -> Result<Exit, Error> {
         let group = self.cgroups.create(&command.limits)?;
         let surroundings = Surroundings {
-            cgroups: group
-                .as_ref()
-                .map_or_else(Vec::new, |group| group.entries()),
+            cgroups: group.as_ref().map_or_else(Vec::new, Group::entries),
             runtime: None,
         };
         let exit = step::run(&self.zygote, command, rootfs, stdio, cancel, surroundings)?;

@@ -236,7 +236,7 @@ impl Step<'_> {
                     self.receive()?;
                     self.kill();
                     // Only a process that the kernel cannot kill lasts longer; there is nothing left to do but to wait.
-                    ending = ending.map(|(exit, _)| (exit, now + Duration::from_secs(3600)));
+                    ending = ending.map(|(exit, _)| (exit, now + Duration::from_hours(1)));
                 }
                 continue;
             }
@@ -269,19 +269,19 @@ impl Step<'_> {
     }
 
     fn poll(&self, cancel: Option<&Cancel>, until: Option<Instant>) -> Result<Ready, Error> {
-        let mut waited: Vec<(PollFd<'_>, fn(&mut Ready))> = Vec::with_capacity(6);
+        let mut waited: Vec<Waited<'_>> = Vec::with_capacity(6);
         // Replies are read when the socket ends, which is when the helper has reaped the step's init process.
         let waiting = PollFlags::empty();
         if let Some(socket) = &self.socket {
             waited.push((PollFd::new(socket, waiting), |ready| ready.socket = true));
         } else if let Some(process) = &self.process {
             waited.push((PollFd::new(process, PollFlags::IN), |ready| {
-                ready.process = true
+                ready.process = true;
             }));
         }
         if let Some(cancel) = cancel {
             waited.push((PollFd::new(cancel, PollFlags::IN), |ready| {
-                ready.cancelled = true
+                ready.cancelled = true;
             }));
         }
         for fd in self.output.waited() {
@@ -305,9 +305,11 @@ impl Step<'_> {
                 });
             }
         }
-        let mut ready = Ready::default();
-        // Without an event the output is looked at all the same: a terminal follows changes of size that way.
-        ready.output = self.output.at_most().is_some();
+        let mut ready = Ready {
+            // Without an event the output is looked at all the same: a terminal follows changes of size that way.
+            output: self.output.at_most().is_some(),
+            ..Ready::default()
+        };
         for (fd, (_, mark)) in fds.iter().zip(&waited) {
             if !fd.revents().is_empty() {
                 mark(&mut ready);
@@ -368,6 +370,9 @@ impl Drop for Step<'_> {
         }
     }
 }
+
+/// Something to wait for, and how to say that it came.
+type Waited<'a> = (PollFd<'a>, fn(&mut Ready));
 
 #[derive(Default)]
 #[expect(clippy::struct_excessive_bools, reason = "four independent events")]

@@ -113,9 +113,8 @@ pub(crate) fn child_signals() -> io::Result<OwnedFd> {
         libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
     }
     // SAFETY: the set is initialised; the null pointer means that the old mask is not wanted.
-    check(
-        unsafe { libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) }.into(),
-    )?;
+    let blocked = unsafe { libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
+    check(blocked.into())?;
     let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
     // SAFETY: the set is initialised; -1 asks for a new descriptor.
     let fd = check(unsafe { libc::signalfd(-1, set.as_ptr(), flags) }.into())?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where the caller's own cgroups are, from `/proc/self/cgroup` and `/proc/self/mountinfo`. See cgroups(7), proc_pid_mountinfo(5).
+//! Where the caller's own cgroups are, from `/proc/self/cgroup` and `/proc/self/mountinfo`. See cgroups(7), `proc_pid_mountinfo(5)`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -59,13 +59,13 @@ impl Layout {
             let all = cgroup.lines().filter_map(|line| {
                 let mut fields = line.splitn(3, ':').skip(1);
                 let (names, path) = (fields.next()?, fields.next()?);
-                let mount = mounts.iter().find(|mount| match names {
-                    "" => mount.kind == "cgroup2",
-                    // `name=systemd` is an option like the controllers.
-                    _ => {
-                        let first = names.split(',').next().unwrap_or_default();
-                        mount.kind == "cgroup" && mount.options.split(',').any(|name| name == first)
+                let first = names.split(',').next()?;
+                let mount = mounts.iter().find(|mount| {
+                    if first.is_empty() {
+                        return mount.kind == "cgroup2";
                     }
+                    // `name=systemd` is an option like the controllers.
+                    mount.kind == "cgroup" && mount.options.split(',').any(|name| name == first)
                 })?;
                 Some(directory(mount, path))
             });
@@ -128,15 +128,12 @@ fn unescape(text: &str) -> PathBuf {
             let digits = after.get(..3).filter(|_| first == b'\\')?;
             u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
         };
-        match octal() {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
+        if let Some(byte) = octal() {
+            bytes.push(byte);
+            rest = &after[3..];
+        } else {
+            bytes.push(first);
+            rest = after;
         }
     }
     OsString::from_vec(bytes).into()

@@ -51,8 +51,8 @@ impl Cgroups {
             })
         };
         let layout = Layout::parse(&read("/proc/self/cgroup")?, &read("/proc/self/mountinfo")?);
-        let stat = read("/proc/self/stat")?;
-        let start = start_time(&stat).unwrap_or_default();
+        let own = read("/proc/self/stat")?;
+        let start = start_time(&own).unwrap_or_default();
         let cgroups = Self {
             sandbox,
             layout,
@@ -310,19 +310,19 @@ fn is_abandoned(name: &str) -> bool {
         return false;
     };
     let mut parts = rest.split('-');
-    let (Some(pid), Some(start)) = (parts.next(), parts.next()) else {
+    let (Some(pid), Some(time)) = (parts.next(), parts.next()) else {
         return false;
     };
-    if pid.parse::<u32>().is_err() || start.parse::<u64>().is_err() {
+    if pid.parse::<u32>().is_err() || time.parse::<u64>().is_err() {
         return false;
     }
     match fs_err::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => start_time(&stat) != Some(start),
+        Ok(stat) => start_time(&stat) != Some(time),
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 
-/// Returns the start time of proc_pid_stat(5), field 22; the second field may hold blanks and parentheses.
+/// Returns the start time of `proc_pid_stat(5)`, field 22; the second field may hold blanks and parentheses.
 fn start_time(stat: &str) -> Option<&str> {
     stat.rsplit_once(") ")?.1.split_whitespace().nth(19)
 }
@@ -351,11 +351,11 @@ mod tests {
 
     #[test]
     fn only_dead_owners_groups_are_abandoned() {
-        let stat = fs_err::read_to_string("/proc/self/stat").expect("proc");
-        let start = start_time(&stat).expect("field 22");
-        let own = std::process::id();
-        assert!(!is_abandoned(&format!("obuild-{own}-{start}-3")));
-        assert!(is_abandoned(&format!("obuild-{own}-1-3")));
+        let own = fs_err::read_to_string("/proc/self/stat").expect("proc");
+        let start = start_time(&own).expect("field 22");
+        let pid = std::process::id();
+        assert!(!is_abandoned(&format!("obuild-{pid}-{start}-3")));
+        assert!(is_abandoned(&format!("obuild-{pid}-1-3")));
         assert!(is_abandoned("obuild-4194999-5-0"));
         assert!(!is_abandoned("obuild-x-5-0"));
         assert!(!is_abandoned("obuild.service"));

@@ -47,7 +47,7 @@ struct Prepared {
 }
 
 fn serve() -> io::Result<()> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+    if fs_err::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::other("the sandbox helper must have one thread"));
     }
     sys::close_from(3)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a step sees beside its tree. The mounts, masked and read-only paths are those of the OCI runtimes' default (OBuilder 614c8ac
-//! lib/runc_sandbox.ml has the same list).
+//! `lib/runc_sandbox.ml` has the same list).
 
 use super::private::{Private, is_readonly};
 use crate::sandbox::{Mount, MountSource, Network};
@@ -167,11 +167,11 @@ fn attach_directory(directory: &OwnedFd, name: &str, mount: &OwnedFd) -> std::io
     attach(mount, point.as_fd())
 }
 
-/// Returns the mounts that the caller asked for, detached, each with the kind of point it needs and its target.
-pub(super) fn extra<'a>(
-    private: &Private,
-    mounts: &'a [Mount],
-) -> Result<Vec<(OwnedFd, Kind, &'a [u8])>, Failure> {
+/// A detached mount, the kind of point it needs, and its target.
+pub(super) type Extra<'a> = (OwnedFd, Kind, &'a [u8]);
+
+/// Returns the mounts that the caller asked for.
+pub(super) fn extra<'a>(private: &Private, mounts: &'a [Mount]) -> Result<Vec<Extra<'a>>, Failure> {
     let mut detached = Vec::new();
     for (index, mount) in mounts.iter().enumerate() {
         let action = || format!("mount {} in the tree", mount.target);

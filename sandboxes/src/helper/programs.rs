@@ -187,9 +187,7 @@ mod tests {
             let _ = elf_loader(&own[..length]);
         }
         let mut hostile = own[..4096].to_vec();
-        for place in 32..64 {
-            hostile[place] = 0xff;
-        }
+        hostile[32..64].fill(0xff);
         assert_eq!(elf_loader(&hostile), None);
     }
 }

@@ -118,7 +118,7 @@ pub(super) fn start<'a>(
         readonly,
     })?;
     private.write("config.json", config.as_bytes(), 0o600, (0, 0))?;
-    run(runtime, &stdio)
+    run(runtime, stdio)
 }
 
 /// Mounts something on one of the private directory's own entries.
@@ -164,7 +164,7 @@ fn resolve_data(tree: &mut Tree, target: &[u8], kind: Kind) -> Result<String, Fa
     Ok(place)
 }
 
-fn run<'a>(runtime: &'a Runtime, stdio: &Stdio) -> Result<Child<'a>, Failure> {
+fn run(runtime: &Runtime, stdio: Stdio) -> Result<Child<'_>, Failure> {
     let bundle = &runtime.bundle;
     let path = |name: &str| BString::from(bundle.join(name).as_os_str().as_bytes());
     let mut argv: Vec<BString> = vec![
@@ -208,6 +208,8 @@ fn run<'a>(runtime: &'a Runtime, stdio: &Stdio) -> Result<Child<'a>, Failure> {
         127
     })
     .trying(|| "start a process for the runtime")?;
+    // The command's streams end with the command.
+    drop(stdio);
     Ok(Child {
         process,
         runtime,

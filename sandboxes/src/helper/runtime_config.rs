@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The OCI configuration of a step: OCI runtime-spec v1.0.2, which every runtime of these days takes. The content is OBuilder's (614c8ac
-//! lib/runc_sandbox.ml) with the native sandbox's capabilities, filter and masks, so that both show a step the same.
+//! `lib/runc_sandbox.ml`) with the native sandbox's capabilities, filter and masks, so that both show a step the same.
 //!
 //! It is written as JSON values; a test reads it back through `oci-spec`'s types.
 

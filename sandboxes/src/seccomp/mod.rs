@@ -43,10 +43,12 @@ const ARM: Machine = Machine {
 // linux v6.18 arch/arm/include/uapi/asm/unistd.h __ARM_NR_BASE: cache flushes and thread pointers, which every program makes.
 const ARM_PRIVATE_FROM: u32 = 0x000f_0000;
 
-#[cfg(target_arch = "x86_64")]
-const MACHINES: &[Machine] = &[X86_64, I386];
-#[cfg(target_arch = "aarch64")]
-const MACHINES: &[Machine] = &[ARM64, ARM];
+/// This machine with the 32-bit one whose programs it can run.
+const MACHINES: [&Machine; 2] = if cfg!(target_arch = "x86_64") {
+    [&X86_64, &I386]
+} else {
+    [&ARM64, &ARM]
+};
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("the filter's numbers are known for x86-64 and arm64 only");
 
@@ -73,7 +75,7 @@ pub(crate) fn program(fast_sync: bool) -> Program {
     let kill = code.emit(ret(KILL));
     // Written from its end, since a jump can only lead forward: the last machine first.
     let mut next = kill;
-    for machine in MACHINES.iter().rev() {
+    for machine in MACHINES.into_iter().rev() {
         let ranges = ranges(machine, fast_sync);
         let search = code.search(&ranges);
         let load = code.emit_before(search, load_word(0));

@@ -248,3 +248,63 @@ fn said(context: BorrowedFd<'_>) -> String {
         _ => String::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::Upper;
+
+    /// Kernels before 6.7 take this way; newer ones can go it too.
+    #[test]
+    fn layers_can_be_given_at_once() {
+        if !obuild_fixtures::root() {
+            return;
+        }
+        let Some(scratch) = obuild_fixtures::scratch(obuild_fixtures::FileSystem::Default) else {
+            return;
+        };
+        let path = |name: &str| scratch.path().join(name);
+        for name in ["top, with: signs", "bottom", "upper", "work", "place"] {
+            fs_err::create_dir(path(name)).expect("a directory");
+        }
+        fs_err::write(path("top, with: signs/a"), "top").expect("a file");
+        fs_err::write(path("bottom/a"), "bottom").expect("a file");
+        fs_err::write(path("bottom/b"), "bottom").expect("a file");
+        let recipe = OverlayMount {
+            lower: vec![path("top, with: signs"), path("bottom")],
+            upper: Some(Upper {
+                upper: path("upper"),
+                work: path("work"),
+            }),
+        };
+        let place = path("place");
+        // A mount namespace belongs to a thread.
+        let in_a_thread = std::thread::spawn(move || {
+            sys::unshare(rustix::thread::UnshareFlags::NEWNS).expect("a mount namespace");
+            let open = |path: &Path| {
+                rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                    .expect("opened")
+            };
+            sys::mount_setattr(open(Path::new("/")).as_fd(), true, 0, 0, true).expect("private");
+            let tmpfs =
+                file_system("tmpfs", &[("mode", "755")], Attributes::DATA).expect("a tmpfs");
+            attach(&tmpfs, open(&place).as_fd()).expect("attached");
+            let at_once =
+                overlay_at_once(&recipe, Attributes::ROOT, tmpfs.as_fd()).expect("mounted");
+            let read = |name: &str| {
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(&at_once, name, flags, Mode::empty()).expect("there");
+                std::io::read_to_string(std::fs::File::from(file)).expect("read")
+            };
+            assert_eq!((read("a").as_str(), read("b").as_str()), ("top", "bottom"));
+            let many = OverlayMount {
+                lower: vec![recipe.lower[1].clone(); 300],
+                upper: None,
+            };
+            let error =
+                overlay_at_once(&many, Attributes::ROOT, tmpfs.as_fd()).expect_err("too many");
+            assert!(error.to_string().contains("6.7"), "{error}");
+        });
+        in_a_thread.join().expect("no failure");
+    }
+}

@@ -228,9 +228,12 @@ impl Tree {
         let left: Vec<Stat> = self
             .parents
             .iter()
-            .map(|parent| match self.restored {
-                true => rustix::fs::fstat(&parent.directory),
-                false => Ok(parent.stat),
+            .map(|parent| {
+                if self.restored {
+                    rustix::fs::fstat(&parent.directory)
+                } else {
+                    Ok(parent.stat)
+                }
             })
             .collect::<Result<_, _>>()?;
         for created in self.created.iter().rev() {

@@ -32,12 +32,17 @@ pub struct Tree {
     backend: &'static str,
 }
 
-/// Opens a backend.
-pub fn open(backend: &str, scratch: &Path) -> Box<dyn Sandbox> {
-    let helper = HelperCommand {
+/// The helper of this crate's tests.
+pub fn helper() -> HelperCommand {
+    HelperCommand {
         program: PathBuf::from(env!("CARGO_BIN_EXE_obuild-sandbox-helper")),
         args: Vec::new(),
-    };
+    }
+}
+
+/// Opens a backend.
+pub fn open(backend: &str, scratch: &Path) -> Box<dyn Sandbox> {
+    let helper = helper();
     match backend {
         "native" => Box::new(Native::open(NativeOptions { helper }).expect("native opens")),
         _ => Box::new(
@@ -139,20 +144,16 @@ impl Tree {
             .arg(self.lower().join(name))
             .arg(&file)
             .output();
-        match compiled {
-            Ok(output) => {
-                assert!(
-                    output.status.success(),
-                    "{}",
-                    String::from_utf8_lossy(&output.stderr)
-                );
-                true
-            }
-            Err(_) => {
-                obuild_fixtures::skip("needs gcc");
-                false
-            }
-        }
+        let Ok(compiled) = compiled else {
+            obuild_fixtures::skip("needs gcc");
+            return false;
+        };
+        assert!(
+            compiled.status.success(),
+            "{}",
+            String::from_utf8_lossy(&compiled.stderr)
+        );
+        true
     }
 
     /// Runs a command and returns how it ended, with its output.
