@@ -172,7 +172,12 @@ pub(crate) fn send_request(
     request: &Request,
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let mut packet = vec![0];
+    let runtime = if request.runtime.is_some() {
+        FOR_RUNTIME
+    } else {
+        0
+    };
+    let mut packet = vec![runtime];
     serde_json::to_writer(&mut packet, request).map_err(io::Error::other)?;
     if packet.len() <= PACKET_BYTES {
         return send(socket, &packet, descriptors);
@@ -180,8 +185,14 @@ pub(crate) fn send_request(
     let file = memory_file("obuild-request", &[&packet[1..]])?;
     let mut all = descriptors.to_vec();
     all.push(file.as_fd());
-    send(socket, &[1], &all)
+    send(socket, &[runtime | IN_FILE], &all)
 }
+
+/// In the first byte of a packet: the request is in the last descriptor.
+const IN_FILE: u8 = 1;
+
+/// In the first byte of a packet: an OCI runtime is to run.
+const FOR_RUNTIME: u8 = 2;
 
 /// A request as it came, not yet decoded.
 pub(crate) struct Parcel {
@@ -198,10 +209,17 @@ impl Parcel {
         }
     }
 
+    /// Returns whether an OCI runtime is to run.
+    pub(crate) fn is_for_runtime(&self) -> bool {
+        self.packet
+            .first()
+            .is_some_and(|kind| kind & FOR_RUNTIME != 0)
+    }
+
     /// Decodes it into the request and the step's descriptors.
     pub(crate) fn open(mut self) -> io::Result<(Request, Vec<OwnedFd>)> {
         let content = match self.packet.split_first() {
-            Some((0, rest)) => rest.to_vec(),
+            Some((kind, rest)) if kind & IN_FILE == 0 => rest.to_vec(),
             Some(_) => {
                 let file = self.descriptors.pop();
                 read_all(file.ok_or_else(|| io::Error::other("a request without its file"))?)?
