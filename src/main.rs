@@ -11,7 +11,8 @@ mod values;
 use clap::Parser;
 use cli::{Cli, Command};
 use failure::{Negative, SpecErrors};
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 /// The hidden first argument under which the program is its own sandbox helper.
@@ -78,7 +79,8 @@ fn report(error: &anyhow::Error, colour: bool) {
     };
     let mut text = format!("{red}error{off}: {message}\n");
     if let Some(hint) = hint {
-        text.push_str(&format!("{cyan}hint{off}: {hint}\n"));
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{cyan}hint{off}: {hint}");
     }
     // Nobody reads standard error: the exit status still tells.
     let _ = std::io::stderr().write_all(text.as_bytes());

@@ -10,11 +10,14 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSyn
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Mutex;
 
 /// The schema's version, in `PRAGMA user_version`.
 const VERSION: i64 = 1;
+
+/// How long to wait for another process that writes.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS steps(
@@ -71,7 +74,19 @@ fn int(value: u128) -> i64 {
 impl Database {
     /// Opens or creates the database; one that is damaged is put aside and a new one begun.
     pub(crate) async fn open(path: &Path) -> Result<Self, Error> {
-        match Self::try_open(path).await {
+        let deadline = Instant::now() + BUSY_TIMEOUT;
+        let opened = loop {
+            match Self::try_open(path).await {
+                // Two processes make the file at once: the change to WAL does not wait for the other by itself.
+                Err(Error::Database { source, .. })
+                    if is_busy(&source) && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                opened => break opened,
+            }
+        };
+        match opened {
             Err(Error::Database { source, .. }) if is_damaged(&source) => {
                 let aside =
                     path.with_extension(format!("damaged-{}", milliseconds(SystemTime::now())));
@@ -102,7 +117,7 @@ impl Database {
             .journal_mode(SqliteJournalMode::Wal)
             // A commit may be lost by a power cut, never torn (sqlite.org/wal.html); `sync` follows at a build's end.
             .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(Duration::from_secs(10))
+            .busy_timeout(BUSY_TIMEOUT)
             // The next process to open the file reads all of a log that is left (sqlite.org/walformat.html, recovery).
             .pragma("wal_autocheckpoint", "64")
             .disable_statement_logging()
@@ -346,10 +361,18 @@ fn id_list(ids: &[SnapshotId]) -> String {
     ids.to_string()
 }
 
+/// Returns whether another process holds the file (`SQLITE_BUSY` 5, `SQLITE_LOCKED` 6).
+fn is_busy(error: &sqlx::Error) -> bool {
+    matches!(code(error), Some(5 | 6))
+}
+
 /// Returns whether the file is no usable database (`SQLITE_CORRUPT` 11, `SQLITE_NOTADB` 26).
 fn is_damaged(error: &sqlx::Error) -> bool {
-    error
-        .as_database_error()
-        .and_then(sqlx::error::DatabaseError::code)
-        .is_some_and(|code| matches!(code.parse::<u32>().map(|code| code & 0xff), Ok(11 | 26)))
+    matches!(code(error), Some(11 | 26))
+}
+
+/// Returns `SQLite`'s primary result code.
+fn code(error: &sqlx::Error) -> Option<u32> {
+    let code = error.as_database_error()?.code()?;
+    code.parse::<u32>().ok().map(|code| code & 0xff)
 }

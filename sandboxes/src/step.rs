@@ -121,7 +121,9 @@ struct Step<'a> {
 enum Output<'a> {
     /// Standard output and error come through a pipe.
     Pipe {
-        pipe: Option<OwnedFd>,
+        pipe: OwnedFd,
+        /// Held open, so that the pipe's end is not one more event: the step's end is told by its socket.
+        _writer: OwnedFd,
         sink: &'a mut (dyn FnMut(&[u8]) + Send),
         buffer: Vec<u8>,
     },
@@ -153,9 +155,13 @@ fn begin<'a>(
             let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
                 .map_err(failed("make the output pipe"))?;
             rustix::io::ioctl_fionbio(&read, true).map_err(failed("set up the output pipe"))?;
-            sent.push(write);
+            sent.push(write.try_clone().map_err(|source| Error::Setup {
+                action: "make the output pipe".to_owned(),
+                source,
+            })?);
             let output = Output::Pipe {
-                pipe: Some(read),
+                pipe: read,
+                _writer: write,
                 sink,
                 buffer: Vec::new(),
             };
@@ -386,10 +392,7 @@ struct Ready {
 impl Output<'_> {
     fn waited(&self) -> Vec<PollFd<'_>> {
         match self {
-            Self::Pipe { pipe, .. } => pipe
-                .iter()
-                .map(|pipe| PollFd::new(pipe, PollFlags::IN))
-                .collect(),
+            Self::Pipe { pipe, .. } => vec![PollFd::new(pipe, PollFlags::IN)],
             Self::Streams(terminal) => terminal.as_ref().map_or_else(Vec::new, Terminal::waited),
         }
     }
@@ -405,17 +408,16 @@ impl Output<'_> {
     /// Passes on what is there; some of it only, when it comes faster than it can be passed.
     fn pass(&mut self) {
         match self {
-            Self::Pipe { pipe, sink, buffer } => {
+            Self::Pipe {
+                pipe, sink, buffer, ..
+            } => {
                 buffer.resize(OUTPUT_BYTES, 0);
                 // A command that writes without end must not keep us from its deadline.
                 for _ in 0..OUTPUT_READS {
-                    let Some(open) = pipe else { break };
-                    match rustix::io::read(&*open, &mut *buffer) {
-                        Ok(0) => *pipe = None,
-                        Ok(length) => sink(&buffer[..length]),
+                    match rustix::io::read(&*pipe, &mut *buffer) {
+                        Ok(length) if length > 0 => sink(&buffer[..length]),
                         Err(rustix::io::Errno::INTR) => {}
-                        Err(rustix::io::Errno::AGAIN) => break,
-                        Err(_) => *pipe = None,
+                        _ => break,
                     }
                 }
             }

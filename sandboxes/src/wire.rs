@@ -179,12 +179,18 @@ pub(crate) fn send_request(
     request: &Request,
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
+    let runtime = if request.runtime.is_some() {
+        FOR_RUNTIME
+    } else {
+        0
+    };
     let network = if request.own_network() {
         OWN_NETWORK
     } else {
         0
     };
-    let mut packet = vec![network];
+    let flags = runtime | network;
+    let mut packet = vec![flags];
     serde_json::to_writer(&mut packet, request).map_err(io::Error::other)?;
     if packet.len() <= PACKET_BYTES {
         return send(socket, &packet, descriptors);
@@ -192,13 +198,17 @@ pub(crate) fn send_request(
     let file = memory_file("obuild-request", &[&packet[1..]])?;
     let mut all = descriptors.to_vec();
     all.push(file.as_fd());
-    send(socket, &[network | IN_FILE], &all)
+    send(socket, &[flags | IN_FILE], &all)
 }
 
-/// Flags in a packet's first byte: what the helper must know before it forks. First: the request is in a memory file.
+// Flags in the first byte of a packet: what the helper must know before it forks.
+
+/// The request is in the last descriptor.
 const IN_FILE: u8 = 1;
+/// An OCI runtime is to run.
+const FOR_RUNTIME: u8 = 2;
 /// The step's processes are to be in a network namespace of their own from the start.
-const OWN_NETWORK: u8 = 2;
+const OWN_NETWORK: u8 = 4;
 
 /// A request as it came, not yet decoded.
 pub(crate) struct Parcel {
@@ -217,9 +227,16 @@ impl Parcel {
 
     /// Returns whether the step's processes are to be in a network namespace of their own from the start.
     pub(crate) fn own_network(&self) -> bool {
-        self.packet
-            .first()
-            .is_some_and(|flags| flags & OWN_NETWORK != 0)
+        self.has(OWN_NETWORK)
+    }
+
+    /// Returns whether an OCI runtime is to run.
+    pub(crate) fn is_for_runtime(&self) -> bool {
+        self.has(FOR_RUNTIME)
+    }
+
+    fn has(&self, flag: u8) -> bool {
+        self.packet.first().is_some_and(|flags| flags & flag != 0)
     }
 
     /// Decodes it into the request and the step's descriptors.

@@ -128,7 +128,7 @@ mod tests {
         let mut lines = Lines::default();
         for piece in ["a", "b\r\nc\n\nd", "e"] {
             lines.push(piece.as_bytes(), |line| {
-                seen.push(String::from_utf8_lossy(line).into_owned())
+                seen.push(String::from_utf8_lossy(line).into_owned());
             });
         }
         lines.flush(|line| seen.push(String::from_utf8_lossy(line).into_owned()));

@@ -134,7 +134,7 @@ impl Display for Plain {
                 );
             }
             Event::Warning { message } => {
-                print(format!("{}: {message}\n", self.paint("33", "warning")).as_bytes())
+                print(format!("{}: {message}\n", self.paint("33", "warning")).as_bytes());
             }
             Event::BuildFinished {
                 built,

@@ -63,7 +63,7 @@ impl Tty {
             out.push_str(line);
             out.push('\n');
         }
-        self.write(&out);
+        write(&out);
         self.dirty = true;
     }
 
@@ -74,11 +74,6 @@ impl Tty {
         } else {
             format!("\x1b[{drawn}A\r\x1b[J")
         }
-    }
-
-    fn write(&self, text: &str) {
-        // Nobody reads standard error any more: the build goes on.
-        let _ = stderr().write_all(text.as_bytes());
     }
 
     fn draw(&mut self) {
@@ -127,9 +122,14 @@ impl Tty {
             out.push('\n');
         }
         self.drawn = lines.len();
-        self.write(&out);
+        write(&out);
         self.dirty = false;
     }
+}
+
+fn write(text: &str) {
+    // Nobody reads standard error any more: the build goes on.
+    let _ = stderr().write_all(text.as_bytes());
 }
 
 /// Whole tenths below a minute, so that the numbers do not flicker.
@@ -309,7 +309,7 @@ impl Display for Tty {
 
     fn finish(&mut self) {
         let out = self.erase();
-        self.write(&out);
+        write(&out);
     }
 }
 

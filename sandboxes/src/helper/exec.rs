@@ -24,6 +24,8 @@ pub(super) struct Launch<'a> {
     pub(super) stdio: Stdio,
     pub(super) workdir: OwnedFd,
     pub(super) cgroups: Vec<OwnedFd>,
+    /// What is left of the bounding set.
+    pub(super) bounding: CapabilitySet,
     pub(super) filter: &'a Program,
     pub(super) tree: &'a Tree,
 }
@@ -59,6 +61,34 @@ pub(super) fn capabilities(
         Network::Host => &[],
     };
     BASE.iter().chain(more)
+}
+
+fn capability_set(network: Network) -> CapabilitySet {
+    capabilities(network).fold(CapabilitySet::empty(), |set, (_, capability)| {
+        set | *capability
+    })
+}
+
+/// Takes all capabilities that no step gets from the bounding set, which children inherit, and returns what is left of it.
+pub(super) fn lower_bounding() -> std::io::Result<CapabilitySet> {
+    let left = capability_set(Network::None);
+    drop_from_bounding(left.complement())?;
+    Ok(left)
+}
+
+fn drop_from_bounding(set: CapabilitySet) -> std::io::Result<()> {
+    for bit in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << bit);
+        if set.contains(capability) {
+            match rustix::thread::remove_capability_from_bounding_set(capability) {
+                Ok(()) => {}
+                // capabilities(7): above the last capability that the kernel knows.
+                Err(rustix::io::Errno::INVAL) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Returns the limits of open files, soft and hard: what programs expect and, as far as this process may, what they may ask for.
@@ -133,24 +163,10 @@ impl Launch<'_> {
     /// Installs the filter and gives up privileges, in the order in which each call is still allowed.
     fn privileges(&self) -> Result<(), Failure> {
         let action = || "give up privileges";
-        let keep = capabilities(self.command.network)
-            .fold(CapabilitySet::empty(), |set, (_, capability)| {
-                set | *capability
-            });
+        let keep = capability_set(self.command.network);
         // Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go.
         sys::install_filter(self.filter).trying(|| "install the system call filter")?;
-        // capabilities(7): above the last capability the kernel knows, prctl fails with EINVAL.
-        for bit in 0..u64::BITS {
-            let capability = CapabilitySet::from_bits_retain(1 << bit);
-            if keep.contains(capability) {
-                continue;
-            }
-            match rustix::thread::remove_capability_from_bounding_set(capability) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::INVAL) => break,
-                Err(error) => return Err(error).trying(action),
-            }
-        }
+        drop_from_bounding(self.bounding.difference(keep)).trying(action)?;
         let groups: Vec<Gid> = self
             .account
             .groups

@@ -24,6 +24,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, WaitOptions, wait};
+use rustix::thread::CapabilitySet;
 use std::collections::HashMap;
 use std::io;
 use std::process::ExitCode;
@@ -44,6 +45,8 @@ struct Prepared {
     filter: seccomp::Program,
     filter_fast_sync: seccomp::Program,
     protected: mounts::Protected,
+    /// The bounding set of a step before it is narrowed to the step's own.
+    bounding: CapabilitySet,
 }
 
 fn serve() -> io::Result<()> {
@@ -61,10 +64,11 @@ fn serve() -> io::Result<()> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
     drop(null);
-    let prepared = Prepared {
+    let mut prepared = Prepared {
         filter: seccomp::program(false),
         filter_fast_sync: seccomp::program(true),
         protected: mounts::Protected::probe(),
+        bounding: CapabilitySet::all(),
     };
     warm_up();
     let signals = sys::child_signals()?;
@@ -97,6 +101,10 @@ fn serve() -> io::Result<()> {
                 // The end of the socket is the end of the caller.
                 return see_off(&signals, steps.len());
             };
+            // A runtime needs the whole set, but a helper has one kind of steps.
+            if !parcel.is_for_runtime() && prepared.bounding == CapabilitySet::all() {
+                prepared.bounding = exec::lower_bounding()?;
+            }
             let step = parcel.socket();
             // When this or the fork fails, the end of the dropped socket tells the caller.
             let network = parcel.own_network().then(|| networks.enter()).transpose();
