@@ -3,7 +3,7 @@
 
 use super::accounts::Account;
 use super::init::Stdio;
-use super::programs;
+use super::{mounts, programs};
 use crate::sandbox::{Command, Network};
 use crate::seccomp::Program;
 use crate::sys;
@@ -24,6 +24,8 @@ pub(super) struct Launch<'a> {
     pub(super) stdio: Stdio,
     pub(super) workdir: OwnedFd,
     pub(super) cgroups: Vec<OwnedFd>,
+    /// Whether the host has cgroups of version 2 only.
+    pub(super) unified: bool,
     /// What is left of the bounding set.
     pub(super) bounding: CapabilitySet,
     pub(super) filter: &'a Program,
@@ -137,6 +139,9 @@ impl Launch<'_> {
         }
         // Only now, so that the step's own cgroup is the root of what it sees.
         sys::unshare(UnshareFlags::NEWCGROUP).trying(|| "make a cgroup namespace")?;
+        if self.unified {
+            mounts::own_cgroup(self.tree);
+        }
         self.stdio.install()?;
         // The caller's keys stay the caller's.
         sys::own_session_keyring();

@@ -198,6 +198,17 @@ pub(super) fn extra<'a>(private: &Private, mounts: &'a [Mount]) -> Result<Vec<Ex
     Ok(detached)
 }
 
+/// Shows the step its own cgroup, and nothing above it, where the host has version 2 only. Must be called in the step's cgroup namespace.
+///
+/// Programs read their limits there. One that cannot be shown is one less to read: no reason to fail.
+pub(super) fn own_cgroup(tree: &Tree) {
+    let show = || -> std::io::Result<()> {
+        let mount = file_system("cgroup2", &[], Attributes::NO_EXEC.readonly())?;
+        attach(&mount, tree.open(b"/sys/fs/cgroup", OFlags::PATH)?.as_fd())
+    };
+    let _ = show();
+}
+
 /// Returns whether a mount shows something that cannot be written to anyway.
 pub(super) fn shows_readonly(mount: &Mount) -> bool {
     matches!(&mount.source, MountSource::Tree(rootfs) if is_readonly(rootfs))
@@ -219,6 +230,8 @@ pub(super) fn refuse_kernel_files(tree: &Tree, target: &[u8]) -> Result<(), Fail
 pub(super) struct Protected {
     masked: Vec<&'static str>,
     read_only: Vec<&'static str>,
+    /// Whether the host has cgroups of version 2 only.
+    pub(super) unified: bool,
 }
 
 impl Protected {
@@ -229,7 +242,11 @@ impl Protected {
         let exists = |path: &&str| {
             (path.starts_with("/sys/") && !sysfs) || Path::new(path).symlink_metadata().is_ok()
         };
+        // linux v6.18 include/uapi/linux/magic.h CGROUP2_SUPER_MAGIC.
+        let unified =
+            rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|found| found.f_type == 0x6367_7270);
         Self {
+            unified,
             masked: MASKED.iter().copied().filter(exists).collect(),
             read_only: READ_ONLY.iter().copied().filter(exists).collect(),
         }

@@ -104,6 +104,7 @@ pub(super) fn start(
         stdio,
         workdir,
         cgroups,
+        unified: prepared.protected.unified,
         bounding: prepared.bounding,
         filter: if command.fast_sync {
             &prepared.filter_fast_sync

@@ -110,6 +110,8 @@ const PORTABLE: &[(&str, &str)] = &[
     ("index", "off"),
     ("metacopy", "off"),
     ("redirect_dir", "off"),
+    // Else the kernel gives every upper layer a random number.
+    ("uuid", "off"),
 ];
 
 /// Returns a detached mount of an overlay. The kernel does not sync it when it goes: whoever keeps the upper layer does.

@@ -248,6 +248,13 @@ fn nothing_stays_in_an_overlay(tree: &Tree) {
         };
         assert!(line.starts_with(" d ") || lower.iter().any(same), "{line}");
     }
+    let mut attribute = [0; 64];
+    let uuid = rustix::fs::lgetxattr(tree.path("upper"), "trusted.overlay.uuid", &mut attribute);
+    assert_eq!(
+        uuid,
+        Err(rustix::io::Errno::NODATA),
+        "layers hold nothing random"
+    );
     let work = listing(&tree.path("work"));
     assert!(
         work.iter().all(|line| !line.contains("incompat")),
