@@ -164,13 +164,14 @@ impl Arena {
         };
         let has = |name: &str| workspace::find_program(name).is_some();
         let mut absent = Vec::new();
-        let overlay = |path: &Path| format!("overlay:{}", path.display());
+        let overlay = |name: &str| format!("overlay:{}", place.join(name).display());
         let specs = directory("specs")?;
-        let plain = place.join("obuild");
         let obuild = |store, sandbox| obuild::Obuild::new(store, sandbox, &base, &specs);
-        let mut builders: Vec<Box<dyn Builder>> = vec![Box::new(obuild(overlay(&plain), "native"))];
+        let mut builders: Vec<Box<dyn Builder>> =
+            vec![Box::new(obuild(overlay("obuild"), "native"))];
         if has("runc") {
-            builders.push(Box::new(obuild(overlay(&plain), "runc")));
+            // A store of its own: the sandbox is no part of a step's id, so it would find the native one's results.
+            builders.push(Box::new(obuild(overlay("obuild-runc"), "runc")));
         }
         if has("mkfs.btrfs") {
             let btrfs = scratch.btrfs(IMAGE_BYTES)?;
