@@ -305,7 +305,7 @@ pub(crate) struct Shell {
     /// Give it the host's network
     #[arg(long)]
     pub(crate) network_host: bool,
-    /// Run as this user: a name, or uid[:gid]
+    /// Run as this user: a name, or `uid:gid`
     #[arg(short, long, value_name = "USER", default_value = "0:0")]
     pub(crate) user: String,
     /// Start in this directory
