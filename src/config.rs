@@ -57,9 +57,9 @@ impl Config {
 fn absolute(text: &str) -> Result<String> {
     match text.split_once(':') {
         Some((kind, path)) if !path.is_empty() && !Path::new(path).is_absolute() => {
-            let directory =
-                env::current_dir().context("the current directory is not there any more")?;
-            Ok(format!("{kind}:{}", directory.join(path).display()))
+            let path =
+                std::path::absolute(path).context("the current directory is not there any more")?;
+            Ok(format!("{kind}:{}", path.display()))
         }
         _ => Ok(text.to_owned()),
     }

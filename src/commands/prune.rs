@@ -26,14 +26,17 @@ pub(crate) fn run(global: &Global, options: &Prune) -> Result<()> {
             .collect::<Vec<_>>()
             .join(" ");
         let used = if step.used == UNIX_EPOCH {
-            "?".to_owned()
+            "use unknown".to_owned()
         } else {
-            age(since(step.used))
+            match age(since(step.used)).as_str() {
+                "now" => "used just now".to_owned(),
+                age => format!("used {age} ago"),
+            }
         };
         let id = step.id.to_string();
         // When nobody reads any more, it is time to stop.
         print(format!(
-            "{}  {:>8}  used {used:>6} ago  {heading}\n",
+            "{}  {:>8}  {used:<15}  {heading}\n",
             &id[..12],
             size(bytes)
         ))
