@@ -167,30 +167,33 @@ pub(crate) fn from() -> String {
     )
 }
 
-/// A root file system as a tar, made once for all tests; `None` after a loud skip.
+/// A root file system as a tar, made once below `target` and used by all tests; `None` after a loud skip.
 pub(crate) fn base() -> Option<&'static Path> {
-    static BASE: OnceLock<Option<(TempDir, PathBuf)>> = OnceLock::new();
+    static BASE: OnceLock<Option<PathBuf>> = OnceLock::new();
     BASE.get_or_init(|| {
+        // To be renamed when what `busybox_root` makes changes.
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("busybox-1.tar");
+        if file.exists() {
+            return Some(file);
+        }
         let directory = scratch(FileSystem::Default)?;
         let tree = directory.path().join("tree");
         fs_err::create_dir(&tree).unwrap();
         if !busybox_root(&tree) {
             return None;
         }
-        let file = directory.path().join("base.tar");
-        let status = Command::new("tar")
-            .arg("-C")
+        let unfinished = file.with_extension(std::process::id().to_string());
+        let mut tar = Command::new("tar");
+        tar.arg("-C")
             .arg(&tree)
             .arg("-cf")
-            .arg(&file)
-            .arg(".")
-            .status()
-            .unwrap();
-        assert!(status.success());
-        Some((directory, file))
+            .arg(&unfinished)
+            .arg(".");
+        assert!(tar.status().unwrap().success());
+        fs_err::rename(&unfinished, &file).unwrap();
+        Some(file)
     })
-    .as_ref()
-    .map(|(_, file)| file.as_path())
+    .as_deref()
 }
 
 /// Waits until something holds; panics after ten seconds.
