@@ -114,6 +114,11 @@ pub(crate) fn time(duration: Duration) -> String {
     }
 }
 
+/// Puts a step's heading on one line, whatever breaks and indents it has.
+pub(crate) fn one_line(heading: &str) -> String {
+    heading.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// Writes an age in one unit: `now`, `5 min`, `3 h`, `12 d`.
 pub(crate) fn age(duration: Duration) -> String {
     match duration.as_secs() {

@@ -3,7 +3,7 @@
 
 use super::{open_engine, print, print_json, runtime};
 use crate::cli::{Format, Global, Ls};
-use crate::values::{age, time};
+use crate::values::{age, one_line, time};
 use anyhow::Result;
 use obuild_engine::StepRecord;
 use serde_json::{Value, json};
@@ -30,11 +30,7 @@ pub(crate) fn run(global: &Global, options: &Ls) -> Result<()> {
         if options.quiet {
             let _ = writeln!(out, "{id}");
         } else {
-            let heading = step
-                .heading
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join(" ");
+            let heading = one_line(&step.heading);
             let used = if step.used == UNIX_EPOCH {
                 "?".to_owned()
             } else {

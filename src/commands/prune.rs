@@ -4,7 +4,7 @@
 use super::ls::since;
 use super::{open_engine, print, runtime};
 use crate::cli::{Global, Prune};
-use crate::values::{age, size};
+use crate::values::{age, one_line, size};
 use anyhow::Result;
 use obuild_engine::PruneOptions;
 use std::time::UNIX_EPOCH;
@@ -20,11 +20,7 @@ pub(crate) fn run(global: &Global, options: &Prune) -> Result<()> {
         dry_run,
     };
     let pruned = runtime()?.block_on(engine.prune(what, move |step, bytes| {
-        let heading = step
-            .heading
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ");
+        let heading = one_line(&step.heading);
         let used = if step.used == UNIX_EPOCH {
             "use unknown".to_owned()
         } else {

@@ -110,7 +110,7 @@ impl Lines {
 
 /// Where a step stands: `[dev]` for one of a nested build, and its heading on one line.
 fn title(build: &[String], heading: &str) -> String {
-    let heading = heading.split_whitespace().collect::<Vec<_>>().join(" ");
+    let heading = crate::values::one_line(heading);
     if build.is_empty() {
         heading
     } else {
