@@ -439,14 +439,19 @@ impl Build {
             .lock()
             .expect("no holder of this lock panics")
             .is_empty();
-        let store = Arc::clone(&self.engine.store);
-        let syncing =
-            wrote.then(|| tokio::spawn(blocking(move || store.sync().map_err(Error::Store))));
-        self.engine.flush().await?;
         let used: Vec<_> = needed
             .iter()
             .filter_map(|index| self.states[*index].snapshot.get().copied())
             .collect();
+        let store = Arc::clone(&self.engine.store);
+        // What was found may be of a build that still runs, or was killed before it synced.
+        let unsafe_yet = wrote || {
+            let provisional = store.provisional().map_err(Error::Store)?;
+            provisional.iter().any(|id| used.contains(id))
+        };
+        let syncing =
+            unsafe_yet.then(|| tokio::spawn(blocking(move || store.sync().map_err(Error::Store))));
+        self.engine.flush().await?;
         self.engine.database().await?.touch(&used).await?;
         match syncing {
             Some(syncing) => syncing

@@ -92,6 +92,14 @@ impl Shared {
         Ok(())
     }
 
+    /// Returns what has been committed since the last sync.
+    pub(super) fn provisional(&self) -> Result<Vec<SnapshotId>, Error> {
+        let marks = self.place.names("provisional")?;
+        // Caches are marked too, by names that are no ids.
+        let ids = marks.iter().map(|mark| committed_as(mark).0.parse());
+        Ok(ids.filter_map(Result::ok).collect())
+    }
+
     pub(super) fn sync(&self) -> Result<(), Error> {
         // What is still a draft at this moment may be committed after the file system was written out.
         let mut marks = Vec::new();

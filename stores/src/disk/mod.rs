@@ -220,6 +220,10 @@ impl Store for Disk {
         self.shared.delete_cache(name)
     }
 
+    fn provisional(&self) -> Result<Vec<SnapshotId>, Error> {
+        self.shared.provisional()
+    }
+
     fn sync(&self) -> Result<(), Error> {
         self.shared.sync()
     }
