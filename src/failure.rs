@@ -116,10 +116,12 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             return Some("use the newer obuild, or another --store".to_owned());
         }
         if let Some(error) = cause.downcast_ref::<std::io::Error>() {
-            io = Some(error.kind());
+            io = Some((error.kind(), error.raw_os_error()));
         }
     }
-    match io? {
+
+    let (kind, code) = io?;
+    match kind {
         std::io::ErrorKind::StorageFull => {
             Some("the disk is full; make room with `obuild prune --free SIZE` or elsewhere. Nothing that was cached is lost".to_owned())
         }
@@ -127,6 +129,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         std::io::ErrorKind::ReadOnlyFilesystem => {
             Some("the file system is mounted read-only; name another store with --store".to_owned())
         }
+        std::io::ErrorKind::QuotaExceeded => {
+            Some("the disk quota is used up; make room with `obuild prune`. Nothing that was cached is lost".to_owned())
+        }
+        _ if code == Some(rustix::io::Errno::IO.raw_os_error()) => Some("the file system has gone wrong; `dmesg` tells why. What was cached is found again once it is mounted anew".to_owned()),
         _ => None,
     }
 }
@@ -148,6 +154,13 @@ fn engine_hint(error: &obuild_engine::Error) -> Option<String> {
         E::NewerDatabase { .. } => Some("use the newer obuild, or another --store".to_owned()),
         E::Bug(_) => Some("please report this".to_owned()),
         E::Base { source, .. } => source.hint(),
+        E::Sandbox {
+            source: obuild_sandboxes::Error::Helper(_),
+            ..
+        } => Some(
+            "nothing that was cached is lost: run the build again. `dmesg` tells if the kernel killed it for want of memory"
+                .to_owned(),
+        ),
         E::Shared(error) => engine_hint(error),
         _ => None,
     }
