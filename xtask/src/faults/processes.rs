@@ -51,6 +51,15 @@ pub(super) fn descendants(pid: u32) -> Vec<Pid> {
     found.drain(1..).map(Pid::from_raw).collect()
 }
 
+/// Returns whether it is one of a step's own processes, as the step's first process in its namespace is not.
+pub(super) fn is_of_a_step(pid: Pid) -> bool {
+    let status = fs_err::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    // proc_pid_status(5): its number in each namespace from ours down to its own.
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let numbers: Vec<&str> = numbers.unwrap_or_default().split_whitespace().collect();
+    numbers.len() > 1 && numbers.last() != Some(&"1")
+}
+
 /// Returns a line for each process that descends from this one, and itself.
 pub(super) fn describe(pid: u32) -> String {
     let own = Pid::from_raw(i32::try_from(pid).expect("Linux's process ids fit"));
