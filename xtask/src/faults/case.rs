@@ -40,8 +40,10 @@ pub(super) struct Case<'a> {
     pub(super) lab: &'a Lab,
     pub(super) random: Random,
     pub(super) obuild: Obuild,
-    /// Where the store's file system is mounted.
-    point: PathBuf,
+    /// The store's file system.
+    pub(super) disk: &'a mut Disk,
+    /// What is worth telling of this run.
+    pub(super) notes: Vec<String>,
     directory: PathBuf,
     /// Steps that were told to be done, and must never run again.
     done: BTreeSet<String>,
@@ -56,7 +58,7 @@ impl<'a> Case<'a> {
         lab: &'a Lab,
         store: StoreKind,
         sandbox: &str,
-        disk: &Disk,
+        disk: &'a mut Disk,
         seed: u64,
     ) -> Result<Self> {
         let directory = lab.directory.join(format!("case-{seed}"));
@@ -71,7 +73,8 @@ impl<'a> Case<'a> {
             lab,
             random,
             obuild,
-            point: disk.path().to_owned(),
+            disk,
+            notes: Vec::new(),
             directory,
             done: BTreeSet::new(),
             durable: BTreeSet::new(),
@@ -201,7 +204,7 @@ impl<'a> Case<'a> {
     }
 
     /// Checks that nothing is left over, removes everything from the store, and checks again.
-    pub(super) fn end(self) -> Result<()> {
+    pub(super) fn end(self) -> Result<Vec<String>> {
         let store = self.obuild.store_directory().to_owned();
         leaks::check_host(&self.obuild, &self.lab.family)?;
         // Any command sweeps what dead processes left.
@@ -216,9 +219,10 @@ impl<'a> Case<'a> {
         leaks::check_empty(&store)?;
         leaks::check_host(&self.obuild, &self.lab.family)?;
         if self.obuild.store.starts_with("btrfs:") {
-            leaks::check_subvolumes(&self.point, &store)?;
+            leaks::check_subvolumes(self.disk.path(), &store)?;
         }
-        self.remove()
+        self.remove()?;
+        Ok(self.notes)
     }
 
     /// Removes the files of the run.

@@ -14,6 +14,7 @@ pub(super) struct Disk {
     pub(super) kind: &'static str,
     image: PathBuf,
     point: PathBuf,
+    bytes: u64,
     guard: Option<Guard>,
 }
 
@@ -54,6 +55,7 @@ impl Disk {
             kind,
             image,
             point,
+            bytes,
             guard: None,
         };
         disk.mount()?;
@@ -63,6 +65,26 @@ impl Disk {
     /// Returns where it is mounted.
     pub(super) fn path(&self) -> &Path {
         &self.point
+    }
+
+    /// Returns its size.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Waits until space that was given back can be used again.
+    pub(super) fn settle(&self) -> Result<()> {
+        if self.kind == "btrfs" {
+            // btrfs-subvolume(8), `sync`: waits for deleted subvolumes to be gone for good.
+            for command in [["subvolume", "sync"], ["filesystem", "sync"]] {
+                Cmd::new("btrfs")
+                    .args(command)
+                    .arg(&self.point)
+                    .quiet()
+                    .output()?;
+            }
+        }
+        Ok(())
     }
 
     fn mount(&mut self) -> Result<()> {

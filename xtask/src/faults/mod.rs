@@ -5,9 +5,13 @@
 //! has to hold in each run, [`leaks`] what may not be left; the faults are in files of their own. See `docs/src/faults.md`.
 
 mod case;
+mod damage;
 mod disk;
+mod docker;
+mod full;
 mod kill;
 mod leaks;
+mod many;
 mod obuild;
 mod processes;
 mod random;
@@ -157,8 +161,8 @@ fn run_all(options: &Options, scratch: &Scratch) -> Result<u64> {
                 let count = options.count.unwrap_or(fault.count);
                 for number in 0..count {
                     let seed = seed.wrapping_add(number);
-                    let result = one(&lab, *store, sandbox, fault, &mut disk, seed);
-                    table.add(fault, *store, sandbox, result.is_err());
+                    let result = one(&lab, *store, sandbox, fault, &mut disk, &directory, seed);
+                    table.add(fault, *store, sandbox, result.as_ref().ok().cloned());
                     if let Err(error) = result {
                         eprintln!(
                             "FAILED {} on {}+{sandbox}: {error:#}\n\
@@ -189,15 +193,37 @@ fn fresh_seed() -> Result<u64> {
     Ok(Random::new(u64::try_from(now.as_nanos() & u128::from(u64::MAX))?).below(1_000_000) as u64)
 }
 
-/// Runs one run of one fault. What it leaves on a failure is removed.
+/// Runs one run of one fault, on `large` or on a small disk of its own. What it leaves on a failure is removed.
 fn one(
+    lab: &Lab,
+    store: StoreKind,
+    sandbox: &str,
+    fault: &Fault,
+    large: &mut Disk,
+    directory: &Path,
+    seed: u64,
+) -> Result<Vec<String>> {
+    if !fault.small {
+        return on_disk(lab, store, sandbox, fault, large, seed);
+    }
+    let bytes = disk::small_bytes(store.file_system);
+    let name = format!("small-{seed}");
+    let mut small = Disk::create(directory, &name, store.file_system, bytes)?;
+    let result = on_disk(lab, store, sandbox, fault, &mut small, seed);
+    let closed = small.close();
+    let notes = result?;
+    closed?;
+    Ok(notes)
+}
+
+fn on_disk(
     lab: &Lab,
     store: StoreKind,
     sandbox: &str,
     fault: &Fault,
     disk: &mut Disk,
     seed: u64,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let mut case = Case::begin(lab, store, sandbox, disk, seed)?;
     let place = case.obuild.store_directory().to_owned();
     let files = case.directory().to_owned();

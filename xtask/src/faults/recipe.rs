@@ -325,7 +325,7 @@ impl Recipe {
     }
 
     /// Adds a step that checks what is in a cache and leaves something there.
-    fn use_cache(&mut self) {
+    pub(super) fn use_cache(&mut self) {
         let token = self.name();
         let cache = *self.random.pick(&CACHES);
         let commands = [

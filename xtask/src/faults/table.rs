@@ -2,7 +2,7 @@
 //! What there is to break, on what; and how it came out.
 
 use super::case::{Case, StoreKind};
-use super::kill;
+use super::{damage, docker, full, kill, many};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,28 +32,70 @@ pub(super) struct Fault {
     pub(super) name: &'static str,
     /// How often a full run tries it on each store and sandbox.
     pub(super) count: u64,
+    /// How often it is tried as one of many tests.
+    pub(super) few: u64,
+    /// Whether each run wants a small disk of its own.
+    pub(super) small: bool,
     /// Says why it cannot be tried, if so.
     pub(super) lacks: fn(StoreKind, &str) -> Option<String>,
     pub(super) run: fn(&mut Case<'_>) -> Result<()>,
 }
 
-fn nothing(_: StoreKind, _: &str) -> Option<String> {
-    None
+impl Fault {
+    const fn new(name: &'static str, run: fn(&mut Case<'_>) -> Result<()>) -> Self {
+        Self {
+            name,
+            count: 100,
+            few: 2,
+            small: false,
+            lacks: |_, _| None,
+            run,
+        }
+    }
 }
 
 /// The faults.
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
-        name: "kill-obuild",
-        count: 100,
-        lacks: nothing,
-        run: kill::obuild,
+        few: 6,
+        ..Fault::new("kill-obuild", kill::obuild)
+    },
+    Fault::new("kill-init", kill::init),
+    Fault {
+        lacks: |store, sandbox| {
+            let docker = store.kind == "docker" || sandbox == "docker";
+            (!docker).then(|| "neither store nor sandbox is docker's".to_owned())
+        },
+        ..Fault::new("kill-docker", docker::kill)
     },
     Fault {
-        name: "kill-init",
-        count: 100,
-        lacks: nothing,
-        run: kill::init,
+        small: true,
+        ..Fault::new("disk-full", full::full)
+    },
+    Fault {
+        small: true,
+        count: 30,
+        ..Fault::new("read-only", full::read_only)
+    },
+    Fault {
+        small: true,
+        lacks: |store, _| {
+            let able = ["ext4", "xfs"].contains(&store.file_system);
+            (!able).then(|| format!("{} cannot be cut off", store.file_system))
+        },
+        ..Fault::new("power-cut", full::power_cut)
+    },
+    Fault::new("snapshot-deleted", damage::snapshot_deleted),
+    Fault::new("database", damage::database),
+    Fault {
+        count: 20,
+        few: 1,
+        ..Fault::new("eight-processes", many::eight_processes)
+    },
+    Fault {
+        count: 1,
+        few: 0,
+        ..Fault::new("stress", many::stress)
     },
 ];
 
@@ -80,10 +122,17 @@ impl Table {
         self.row(fault, store, sandbox).skipped = true;
     }
 
-    pub(super) fn add(&mut self, fault: &Fault, store: StoreKind, sandbox: &str, failed: bool) {
+    pub(super) fn add(
+        &mut self,
+        fault: &Fault,
+        store: StoreKind,
+        sandbox: &str,
+        outcome: Option<Vec<String>>,
+    ) {
         let row = self.row(fault, store, sandbox);
         row.runs += 1;
-        row.failed += u64::from(failed);
+        row.failed += u64::from(outcome.is_none());
+        row.notes.extend(outcome.unwrap_or_default());
     }
 
     pub(super) fn failures(&self) -> u64 {
