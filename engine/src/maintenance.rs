@@ -270,6 +270,7 @@ impl Engine {
                 }
             }
             if !options.dry_run {
+                store.sweep().map_err(Error::Store)?;
                 engine.remove_stale_logs(oldest)?;
                 StepLock::sweep(&engine.state().join("locks"))?;
             }
