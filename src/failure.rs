@@ -101,8 +101,15 @@ pub(crate) fn describe(error: &anyhow::Error) -> (String, Option<String>) {
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {
+    const MISSING: &str = "files of the store were removed by somebody else; run the build again, and what is missing is made anew";
     let mut io = None;
+    let mut below_store = false;
     for cause in error.chain() {
+        below_store |= cause.is::<obuild_stores::Error>()
+            || matches!(
+                cause.downcast_ref(),
+                Some(obuild_sandboxes::Error::Setup { .. })
+            );
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             return failure.hint.clone();
         }
@@ -115,7 +122,14 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(obuild_stores::Error::Newer { .. }) = cause.downcast_ref() {
             return Some("use the newer obuild, or another --store".to_owned());
         }
+        if let Some(obuild_stores::Error::NoSuchSnapshot(_)) = cause.downcast_ref() {
+            return Some(MISSING.to_owned());
+        }
         if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+            // What a store looks for it has seen before.
+            if error.kind() == std::io::ErrorKind::NotFound && below_store {
+                return Some(MISSING.to_owned());
+            }
             io = Some((error.kind(), error.raw_os_error()));
         }
     }
@@ -159,6 +173,10 @@ fn engine_hint(error: &obuild_engine::Error) -> Option<String> {
             ..
         } => Some(
             "nothing that was cached is lost: run the build again. `dmesg` tells if the kernel killed it for want of memory"
+                .to_owned(),
+        ),
+        E::Database { .. } => Some(
+            "the database is bookkeeping, and no result is lost with it. Make sure that the disk has room and can be written, and try again"
                 .to_owned(),
         ),
         E::Shared(error) => engine_hint(error),
