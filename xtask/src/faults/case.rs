@@ -50,6 +50,10 @@ pub(super) struct Case<'a> {
     /// Those of them whose build has ended well, so that they survive a power cut.
     durable: BTreeSet<String>,
     recipes: usize,
+    /// Whether the power is gone: what is told now has happened to nobody.
+    pub(super) cut_off: bool,
+    /// Whether the disk was full: a result stands although there was no room for all of its log, and a warning said so.
+    pub(super) logs_may_lack: bool,
 }
 
 impl<'a> Case<'a> {
@@ -79,6 +83,8 @@ impl<'a> Case<'a> {
             done: BTreeSet::new(),
             durable: BTreeSet::new(),
             recipes: 0,
+            cut_off: false,
+            logs_may_lack: false,
         })
     }
 
@@ -114,7 +120,7 @@ impl<'a> Case<'a> {
         );
         self.done
             .extend(ran.finished(&["built", "shared", "cached"]));
-        if ran.status.success() {
+        if ran.status.success() && !self.cut_off {
             self.durable
                 .extend(ran.finished(&["built", "shared", "cached"]));
         }
@@ -157,7 +163,7 @@ impl<'a> Case<'a> {
                 .find(|(token, _)| heading.contains(&format!("begin {token};")));
             if let Some((_, wanted)) = wanted {
                 ensure!(
-                    said == *wanted,
+                    said == *wanted || (self.logs_may_lack && wanted.starts_with(&said)),
                     "the log of {heading} is {said:?} and should be {wanted:?}"
                 );
             }
@@ -199,7 +205,12 @@ impl<'a> Case<'a> {
             ran.stderr.iter().filter(begins).count()
         };
         ensure!(count("error: ") == 1, "there should be one error: {told}");
-        ensure!(count("hint: ") == 1, "there should be one hint: {told}");
+        // What is wrong with a step's own tree is for its author to know.
+        let of_the_tree = status == Some(1) && told.contains("in this tree");
+        ensure!(
+            count("hint: ") == 1 || of_the_tree,
+            "there should be one hint: {told}"
+        );
         Ok(())
     }
 

@@ -73,18 +73,23 @@ impl Disk {
     }
 
     /// Waits until space that was given back can be used again.
-    pub(super) fn settle(&self) -> Result<()> {
+    pub(super) fn settle(&self) {
         if self.kind == "btrfs" {
-            // btrfs-subvolume(8), `sync`: waits for deleted subvolumes to be gone for good.
-            for command in [["subvolume", "sync"], ["filesystem", "sync"]] {
+            // btrfs-subvolume(8), `sync`: waits for deleted subvolumes to be gone for good. btrfs-balance(8): chunks that
+            // hold data no more are given back to be used for metadata, as the kernel does by and by.
+            let commands: [&[&str]; 3] = [
+                &["subvolume", "sync"],
+                &["filesystem", "sync"],
+                &["balance", "start", "-dusage=0"],
+            ];
+            for command in commands {
                 Cmd::new("btrfs")
                     .args(command)
                     .arg(&self.point)
                     .quiet()
-                    .output()?;
+                    .try_quietly();
             }
         }
-        Ok(())
     }
 
     fn mount(&mut self) -> Result<()> {

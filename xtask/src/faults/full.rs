@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 /// Fills the disk at a random moment up to a random rest, or lets a step do it; makes room, and goes on.
 pub(super) fn full(case: &mut Case<'_>) -> Result<()> {
     let (first, mut second) = two_specs(case)?;
+    case.logs_may_lack = true;
     let way = case.random.below(4);
     match way {
         // One step writes more than there is.
@@ -32,7 +33,7 @@ pub(super) fn full(case: &mut Case<'_>) -> Result<()> {
         let ran = running.finish()?;
         judge(case, &ran)?;
         drop(filler);
-        case.disk.settle()?;
+        case.disk.settle();
     }
     if way == 0 {
         // Such a step fails however often it is tried. The store is as good as before.
@@ -100,6 +101,7 @@ pub(super) fn power_cut(case: &mut Case<'_>) -> Result<()> {
         wait_for_moment(case, &mut running, 5);
         let cut = case.disk.cut_off();
         ensure!(cut, "the disk cannot be cut off");
+        case.cut_off = true;
         // A machine without power runs nothing; but what a process says on a disk that is gone is worth a look.
         if case.random.once_in(2) {
             running.kill();
@@ -112,6 +114,7 @@ pub(super) fn power_cut(case: &mut Case<'_>) -> Result<()> {
         case.lab.family.wait_until_alone()?;
         case.disk.revive()?;
         case.reboot()?;
+        case.cut_off = false;
     }
     case.build_well(&second)?;
     case.build_well(&first).map(drop)

@@ -43,6 +43,20 @@ struct Options {
     release: bool,
     /// Leave the files of a run that failed.
     keep: bool,
+    /// Only so many as a test may take time for.
+    few: bool,
+}
+
+/// Runs a few of each, as one of the tests.
+pub(crate) fn run_few(scratch: &Scratch) -> Result<()> {
+    Cmd::cargo().args(["build", "--bin", "obuild"]).run()?;
+    let mut options = parse(&[])?;
+    options.few = true;
+    let failures = run_all(&options, scratch)?;
+    let devices = leaks::loop_devices(&scratch.path().join("faults"));
+    ensure!(devices.is_empty(), "loop devices are left: {devices:?}");
+    ensure!(failures == 0, "{failures} runs failed");
+    Ok(())
 }
 
 /// Runs the task.
@@ -75,6 +89,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
         seed: None,
         release: false,
         keep: false,
+        few: false,
     };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
@@ -142,10 +157,12 @@ fn run_all(options: &Options, scratch: &Scratch) -> Result<u64> {
         None => fresh_seed()?,
     };
     eprintln!("seed {seed}");
-    let lab = set_up(options, scratch)?;
+    let directory = scratch.directory("faults")?;
+    let lab = set_up(options, &directory)?;
     let mut table = Table::default();
     for store in &options.stores {
-        let directory = scratch.directory(&format!("{}-{}", store.kind, store.file_system))?;
+        let directory = directory.join(format!("{}-{}", store.kind, store.file_system));
+        fs_err::create_dir_all(&directory)?;
         let mut disk = Disk::create(&directory, "large", store.file_system, 8 << 30)?;
         for sandbox in &options.sandboxes {
             for fault in &options.faults {
@@ -158,7 +175,8 @@ fn run_all(options: &Options, scratch: &Scratch) -> Result<u64> {
                     table.skip(fault, *store, sandbox);
                     continue;
                 }
-                let count = options.count.unwrap_or(fault.count);
+                let usual = if options.few { fault.few } else { fault.count };
+                let count = options.count.unwrap_or(usual);
                 for number in 0..count {
                     let seed = seed.wrapping_add(number);
                     let result = one(&lab, *store, sandbox, fault, &mut disk, &directory, seed);
@@ -237,8 +255,8 @@ fn on_disk(
 }
 
 /// Makes the base and the context.
-fn set_up(options: &Options, scratch: &Scratch) -> Result<Lab> {
-    let directory = scratch.directory("lab")?;
+fn set_up(options: &Options, directory: &Path) -> Result<Lab> {
+    let directory = directory.join("lab");
     let root = directory.join("root");
     for name in [
         "bin", "dev", "etc", "proc", "run", "sys", "tmp", "w", "cache",
