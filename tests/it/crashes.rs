@@ -95,6 +95,25 @@ fn what_a_build_finds_is_as_durable_as_what_it_makes() {
 }
 
 #[test]
+fn a_database_damaged_past_its_head_fails_one_build_at_most() {
+    let Some(world) = World::new() else { return };
+    world.spec("(run (shell \"echo kept > /kept\"))");
+    let id = world.ok(&["run", "spec.sexp"]);
+    let file = world.path("store/state/obuild.db");
+    let mut content = fs_err::read(&file).unwrap();
+    content[100..].fill(0xa5);
+    fs_err::write(&file, content).unwrap();
+    let ran = world.run(&["run", "spec.sexp"]);
+    assert!(
+        ran.status == 0 || ran.status == 3 && ran.stderr.contains("hint: "),
+        "{ran:#?}"
+    );
+    let again = world.run(&["run", "spec.sexp"]);
+    assert_eq!(again.stdout.trim(), id, "{again:#?}");
+    assert!(again.stderr.contains("0 steps built"), "{again:#?}");
+}
+
+#[test]
 fn a_full_disk_is_told_and_loses_nothing() {
     let Some(world) = World::new() else { return };
     let Some(disk) = SmallDisk::mount(&world) else {

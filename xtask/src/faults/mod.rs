@@ -288,8 +288,8 @@ fn set_up(options: &Options, directory: &Path) -> Result<Lab> {
         ("many/one", 4096),
         ("many/deep/two", 70_000),
     ] {
-        let content: Vec<u8> = name.bytes().cycle().take(size).collect();
-        fs_err::write(context.join(name), content)?;
+        let bytes: Vec<u8> = name.bytes().cycle().take(size).collect();
+        fs_err::write(context.join(name), bytes)?;
     }
     std::os::unix::fs::symlink("../small", context.join("many/link"))?;
     let profile = if options.release { "release" } else { "debug" };
