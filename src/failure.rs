@@ -130,7 +130,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             if error.kind() == std::io::ErrorKind::NotFound && below_store {
                 return Some(MISSING.to_owned());
             }
-            io = Some((error.kind(), error.raw_os_error()));
+            // An error that says more than the kernel's hides the number.
+            let failed = error.to_string().contains("(os error 5)");
+            let code = failed.then(|| rustix::io::Errno::IO.raw_os_error());
+            io = Some((error.kind(), error.raw_os_error().or(code)));
         }
     }
 

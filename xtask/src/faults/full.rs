@@ -39,6 +39,7 @@ pub(super) fn full(case: &mut Case<'_>) -> Result<()> {
         // Such a step fails however often it is tried. The store is as good as before.
         let ran = case.start(&second)?.finish()?;
         Case::check_failure(&ran, &[1])?;
+        case.disk.settle();
         second = case.branch(&first, 3);
     }
     case.build_well(&second)?;
