@@ -212,10 +212,10 @@ pub(crate) struct Landing(Mutex<Vec<Arc<Flight>>>);
 impl Landing {
     /// Notes a flight that the build took part in.
     pub(crate) fn add(&self, flight: &Arc<Flight>) {
-        self.0
-            .lock()
-            .expect("no holder of this lock panics")
-            .push(Arc::clone(flight));
+        let mut flights = self.0.lock().expect("no holder of this lock panics");
+        // Each holds an open file: a long build must not keep those that have landed.
+        flights.retain(|flight| !flight.done.initialized());
+        flights.push(Arc::clone(flight));
     }
 
     /// Waits for those flights that nobody wants any more, so that nothing is left running or half-written.
