@@ -331,7 +331,8 @@ impl Recipe {
         let commands = [
             // A file that is there must be whole. `set -e` ends the step where `test` fails.
             "for f in /cache/*; do if test -e $f; then read word < $f; test x$word = x${f##*/}; fi; done",
-            &format!("echo {token} > /cache/{token}"),
+            // A step that fails gives its copy back as it is, so whatever uses a cache writes beside and renames.
+            &format!("echo {token} > /cache/.new; mv /cache/.new /cache/{token}"),
             &format!("echo {token} > /w/{token}"),
         ]
         .map(str::to_owned);
