@@ -112,10 +112,19 @@ impl Disk {
 
     /// Takes it down and mounts it again, as a boot would.
     pub(super) fn revive(&mut self) -> Result<()> {
-        if let Some(guard) = self.guard.take() {
-            guard.close()?;
+        for _ in 0..100 {
+            if let Some(guard) = self.guard.take() {
+                guard.close()?;
+            }
+            self.mount()?;
+            let probe = self.point.join("probe");
+            if fs_err::write(&probe, "").is_ok() {
+                return Ok(fs_err::remove_file(&probe)?);
+            }
+            // Another mount namespace of this machine still has the old one, and so do we.
+            std::thread::sleep(Duration::from_millis(100));
         }
-        self.mount()
+        bail!("{} does not come back", self.point.display())
     }
 
     /// Forgets everything that is not on the disk yet and answers all calls with errors, as when the power or the cable goes.
