@@ -46,7 +46,7 @@ impl Fault {
         Self {
             name,
             count: 100,
-            few: 2,
+            few: 1,
             small: false,
             lacks: |_, _| None,
             run,
@@ -57,7 +57,7 @@ impl Fault {
 /// The faults.
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
-        few: 6,
+        few: 4,
         ..Fault::new("kill-obuild", kill::obuild)
     },
     Fault::new("kill-init", kill::init),
