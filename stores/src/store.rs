@@ -79,6 +79,13 @@ pub trait Store: Send + Sync {
     /// Removes a cache. Leases of it stay usable; releasing them does not bring it back.
     fn delete_cache(&self, name: &[u8]) -> Result<(), Error>;
 
+    /// Returns which snapshots a power cut would take, since [`Store::sync`] has not been called after their commit.
+    ///
+    /// None in a store whose commits are durable when they return.
+    fn provisional(&self) -> Result<Vec<SnapshotId>, Error> {
+        Ok(Vec::new())
+    }
+
     /// Makes everything committed so far durable (one `syncfs`) and no longer provisional. May take long when much
     /// is dirty.
     fn sync(&self) -> Result<(), Error>;

@@ -61,7 +61,9 @@ pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Pla
     for name in PRIVATE {
         place.make_directory(name, 0o700)?;
     }
-    place.make_directory("state", 0o755)?;
+    if place.make_directory("state", 0o755)? {
+        write_in_place(&place)?;
+    }
     Ok(place)
 }
 
@@ -113,6 +115,21 @@ fn stranger(place: &Place) -> Result<Option<String>, Error> {
         }
     }
     Ok(None)
+}
+
+/// Has btrfs write the files in `state` in the blocks that they have (`FS_NOCOW_FL`, `chattr +C`).
+///
+/// SQLite maps a file into memory that all its processes write to (sqlite.org/walformat.html, the WAL-index). Where each
+/// write wants a new block, a full disk ends the process by SIGBUS.
+fn write_in_place(place: &Place) -> Result<(), Error> {
+    let state = place
+        .open_directory("state")
+        .map_err(|errno| place.error("open", "state", errno))?;
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&state) {
+        // Others write in place anyway, and do not know the flag.
+        let _ = rustix::fs::ioctl_setflags(&state, flags | IFlags::NOCOW);
+    }
+    Ok(())
 }
 
 /// Has ext4 put each directory in `drafts` into a block group of its own (`FS_TOPDIR_FL`, `chattr +T`).

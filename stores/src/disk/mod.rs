@@ -133,7 +133,7 @@ impl Disk {
         let disk = Self { shared };
         // What cannot be cleaned up now is no reason not to work.
         if disk.shared.has_leftovers()?
-            && let Err(error) = disk.sweep()
+            && let Err(error) = disk.shared.sweep()
         {
             tracing::warn!(%error, "what an earlier process left could not be cleaned up");
         }
@@ -165,7 +165,7 @@ impl Store for Disk {
     fn get(&self, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
         Ok(self
             .shared
-            .meta(id)?
+            .whole(id)?
             .map(|meta| self.shared.snapshot(id, &meta)))
     }
 
@@ -187,7 +187,7 @@ impl Store for Disk {
     }
 
     fn size(&self, id: SnapshotId) -> Result<u64, Error> {
-        let meta = self.shared.meta(id)?.ok_or(Error::NoSuchSnapshot(id))?;
+        let meta = self.shared.whole(id)?.ok_or(Error::NoSuchSnapshot(id))?;
         let name = format!("snapshots/{id}/fs");
         self.shared
             .trees
@@ -220,11 +220,16 @@ impl Store for Disk {
         self.shared.delete_cache(name)
     }
 
+    fn provisional(&self) -> Result<Vec<SnapshotId>, Error> {
+        self.shared.provisional()
+    }
+
     fn sync(&self) -> Result<(), Error> {
         self.shared.sync()
     }
 
     fn sweep(&self) -> Result<(), Error> {
-        self.shared.sweep()
+        self.shared.sweep()?;
+        self.shared.sweep_rests()
     }
 }

@@ -67,6 +67,43 @@ impl Shared {
         Meta::parse(&text).map(Some).ok_or_else(damaged)
     }
 
+    /// As [`Shared::meta`], but `None` also when a tree that the snapshot consists of is gone: somebody has removed it
+    /// behind our back, and the step has to run again.
+    pub(super) fn whole(&self, id: SnapshotId) -> Result<Option<Meta>, Error> {
+        let Some(meta) = self.meta(id)? else {
+            return Ok(None);
+        };
+        if !self.place.exists(&Layer::own(id).path())? {
+            return Ok(None);
+        }
+        for layer in &meta.lower {
+            if !self.place.exists(&layer.path())? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(meta))
+    }
+
+    /// Removes what is left of a snapshot that is no longer whole.
+    fn clear(&self, id: SnapshotId) -> Result<(), Error> {
+        let meta = format!("snapshots/{id}/meta");
+        if !self.place.exists(&meta)? || self.whole(id)?.is_some() {
+            return Ok(());
+        }
+        tracing::warn!(%id, "a snapshot has lost its files; the step runs again");
+        let mut trash = Vec::new();
+        {
+            let _lock = self.lock(true)?;
+            if self.trees.layers().is_some() {
+                // What stands on it has lost them too, and must not come to stand on another one's.
+                self.drop_with_descendants(id, &mut trash)?;
+            } else {
+                trash.extend(self.trash(&format!("snapshots/{id}"))?);
+            }
+        }
+        self.delete_all(&trash)
+    }
+
     /// Describes a snapshot.
     pub(super) fn snapshot(&self, id: SnapshotId, meta: &Meta) -> Snapshot {
         Snapshot {
@@ -89,6 +126,7 @@ impl Shared {
             meta: Meta::default(),
             done: true,
         };
+        self.clear(id)?;
         self.begin(&mut slot, parent)?;
         let below: Vec<String> = match parent {
             Some(parent) if slot.meta.lower.is_empty() => vec![Layer::own(parent).path()],
@@ -111,7 +149,7 @@ impl Shared {
             return Err(Error::Exists(slot.id));
         }
         if let Some(parent) = parent {
-            let meta = self.meta(parent)?.ok_or(Error::NoSuchSnapshot(parent))?;
+            let meta = self.whole(parent)?.ok_or(Error::NoSuchSnapshot(parent))?;
             slot.meta = meta.child(parent, self.trees.layers().is_some());
         }
         let path = slot.path();
@@ -181,7 +219,7 @@ impl Shared {
                 }
                 return Ok(self.snapshot(id, &slot.meta));
             }
-            if let Some(meta) = self.meta(id)? {
+            if let Some(meta) = self.whole(id)? {
                 drop(renamed);
                 slot.throw_away()?;
                 self.place.unlink(&mark)?;
