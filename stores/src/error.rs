@@ -43,7 +43,7 @@ pub enum Error {
         reason: String,
     },
     /// The directory cannot hold this kind of store (wrong file system, no permission, not a store, other kind).
-    #[error("{} cannot be {article} {kind} store: {reason}", path.display(), article = if *kind == "overlay" { "an" } else { "a" })]
+    #[error("{} cannot be {article} {kind} store: {reason}", path.display(), article = if matches!(*kind, "overlay" | "xfs" | "rsync") { "an" } else { "a" })]
     Unsuitable {
         /// The directory.
         path: PathBuf,

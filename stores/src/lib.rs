@@ -22,6 +22,7 @@ mod sys;
 mod tree;
 mod trees;
 mod url;
+mod xfs;
 
 pub use draft::Draft;
 pub use error::Error;

@@ -5,6 +5,7 @@ use crate::btrfs::Btrfs;
 use crate::disk::Disk;
 use crate::overlay::Overlay;
 use crate::trees::Trees;
+use crate::xfs::Xfs;
 use crate::{Error, Kind, Options, Store, StoreUrl};
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ pub fn open(url: &StoreUrl, options: &Options) -> Result<Arc<dyn Store>, Error> 
     let trees: Box<dyn Trees> = match url.kind {
         Kind::Overlay => Box::new(Overlay),
         Kind::Btrfs => Box::new(Btrfs),
+        Kind::Xfs => Box::new(Xfs),
     };
     Ok(Arc::new(Disk::open(url, options, trees)?))
 }

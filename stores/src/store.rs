@@ -150,4 +150,6 @@ pub enum Kind {
     Overlay,
     /// btrfs subvolumes.
     Btrfs,
+    /// Whole trees whose files share their blocks.
+    Xfs,
 }

@@ -3,8 +3,9 @@
 //! trees, and what a tree stands on.
 
 use crate::place::Place;
-use crate::tree::{self, Subvolumes};
+use crate::tree::{self, Sharing, Subvolumes};
 use crate::{Error, Kind, Rootfs};
+use rustix::fs::{AtFlags, Mode};
 use std::ffi::CString;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -29,8 +30,8 @@ pub(crate) trait Trees: Send + Sync + 'static {
     /// Deletes a directory for good. It is in another directory of the store, `trash` if it can be.
     fn destroy(&self, place: &Place, name: &str) -> Result<(), Error>;
 
-    /// Returns the bytes that the tree at `name` holds of its own.
-    fn size(&self, place: &Place, name: &str, has_parent: bool) -> Result<u64, Error>;
+    /// Returns the bytes that the tree at `name` holds of its own, beyond what the one at `parent` holds.
+    fn size(&self, place: &Place, name: &str, parent: Option<&str>) -> Result<u64, Error>;
 }
 
 /// The limits on stacks of layers.
@@ -51,6 +52,51 @@ pub(crate) fn destroy(place: &Place, name: &str, subvolumes: Subvolumes<'_>) -> 
     let entry = CString::new(entry).expect("a store's names hold no NUL");
     let directory = place.open_directory(directory).map_err(fail)?;
     tree::remove(directory.as_fd(), &entry, subvolumes).map_err(fail)
+}
+
+/// Makes `SLOT/fs` for kinds whose trees are whole: empty, or a copy of the tree in `below`.
+pub(crate) fn create_copy(place: &Place, slot: &str, below: &[String]) -> Result<Rootfs, Error> {
+    let name = format!("{slot}/fs");
+    let fail = |action, errno| place.error(action, &name, errno);
+    place.make_directory(&name, 0o755)?;
+    match below.first() {
+        Some(source) => {
+            let target = place
+                .open_directory(&name)
+                .map_err(|errno| fail("open", errno))?;
+            let top = place
+                .open_directory(source)
+                .map_err(|errno| place.error("open", source, errno))?;
+            tree::replicate(top.as_fd(), target.as_fd())
+                .map_err(|errno| place.error("copy", source, errno))?;
+        }
+        None => {
+            // Whatever the umask is.
+            let mode = Mode::from_raw_mode(0o755);
+            rustix::fs::chmodat(place.descriptor(), &name, mode, AtFlags::empty())
+                .map_err(|errno| fail("create", errno))?;
+        }
+    }
+    Ok(Rootfs::Directory(place.path(&name)))
+}
+
+/// Returns the bytes of a whole tree beyond those that it shares with its parent.
+pub(crate) fn size(
+    place: &Place,
+    name: &str,
+    parent: Option<(&str, Sharing)>,
+) -> Result<u64, Error> {
+    let open = |name: &str| {
+        place
+            .open_directory(name)
+            .map_err(|errno| place.error("open", name, errno))
+    };
+    let top = open(name)?;
+    let size = match parent {
+        Some((parent, sharing)) => tree::own_size(top.as_fd(), open(parent)?.as_fd(), sharing),
+        None => tree::size(top),
+    };
+    size.map_err(|errno| place.error("measure", name, errno))
 }
 
 /// Returns how to read a tree that consists of these layers, topmost first.

@@ -189,9 +189,10 @@ impl Store for Disk {
     fn size(&self, id: SnapshotId) -> Result<u64, Error> {
         let meta = self.shared.meta(id)?.ok_or(Error::NoSuchSnapshot(id))?;
         let name = format!("snapshots/{id}/fs");
+        let parent = meta.parent.map(|parent| format!("snapshots/{parent}/fs"));
         self.shared
             .trees
-            .size(&self.shared.place, &name, meta.parent.is_some())
+            .size(&self.shared.place, &name, parent.as_deref())
     }
 
     fn space(&self) -> Result<Space, Error> {

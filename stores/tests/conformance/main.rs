@@ -26,6 +26,8 @@ macro_rules! suite {
         crate::suite!(@ overlay_on_xfs OVERLAY_ON_XFS $($test)*);
         crate::suite!(@ overlay_on_btrfs OVERLAY_ON_BTRFS $($test)*);
         crate::suite!(@ btrfs BTRFS $($test)*);
+        crate::suite!(@ xfs XFS $($test)*);
+        crate::suite!(@ xfs_on_btrfs XFS_ON_BTRFS $($test)*);
     };
     (@ $module:ident $subject:ident $($test:ident)*) => {
         mod $module {

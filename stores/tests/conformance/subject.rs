@@ -35,6 +35,15 @@ pub(crate) const BTRFS: Subject = Subject {
     file_system: FileSystem::Btrfs,
 };
 
+pub(crate) const XFS: Subject = Subject {
+    kind: Some("xfs"),
+    file_system: FileSystem::Xfs,
+};
+pub(crate) const XFS_ON_BTRFS: Subject = Subject {
+    kind: Some("xfs"),
+    file_system: FileSystem::Btrfs,
+};
+
 /// An open store and its directory.
 pub(crate) struct Fixture {
     pub(crate) store: Arc<dyn Store>,
