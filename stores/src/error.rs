@@ -52,6 +52,14 @@ pub enum Error {
         /// Why not, and what to do.
         reason: String,
     },
+    /// The mode of an rsync store is missing, or is not what the store has.
+    #[error("the rsync mode does not fit {url}: {reason}")]
+    RsyncMode {
+        /// The store.
+        url: String,
+        /// What is wrong with it and what would be right.
+        reason: String,
+    },
     /// The store was written by a newer version of the program.
     #[error("the store at {} has format {found}, but this program knows formats up to {known}", path.display())]
     Newer {

@@ -6,9 +6,12 @@
 
 use rustix::fd::AsFd;
 use rustix::mount::MountPropagationFlags;
+use rustix::process::Signal;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 /// `BTRFS_SUBVOL_NAME_MAX` + 1.
 const NAME_BYTES: usize = 4040;
@@ -361,6 +364,16 @@ pub(crate) fn extents(file: BorrowedFd<'_>) -> io::Result<(Vec<(u64, u64)>, u64)
             return Ok(found);
         }
     }
+}
+
+/// Has the kernel kill the command when the thread that starts it ends, and so when the process does.
+pub(crate) fn die_with_parent(command: &mut Command) {
+    let work = || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes one system call, which allocates nothing and takes no lock.
+    unsafe { command.pre_exec(work) };
 }
 
 /// Runs `work` on a thread that has a private copy of the mount namespace, which ends with it.

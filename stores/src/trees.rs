@@ -17,6 +17,13 @@ use std::path::PathBuf;
 pub(crate) trait Trees: Send + Sync + 'static {
     fn kind(&self) -> Kind;
 
+    /// Takes over what the store's format file holds besides the kind and version, `None` for a store about to be
+    /// made, and returns what it is to hold: whole lines, or nothing.
+    fn settle(&mut self, recorded: Option<&str>) -> Result<String, Error> {
+        let _ = recorded;
+        Ok(String::new())
+    }
+
     /// Checks that a store can be made at the place, whose directory is there, and names the remedy if not.
     fn probe(&self, place: &Place) -> Result<(), Error>;
 
@@ -26,6 +33,13 @@ pub(crate) trait Trees: Send + Sync + 'static {
 
     /// Makes `SLOT/fs`: empty if `below` is, else a writable view of the layers in `below`, topmost first.
     fn create(&self, place: &Place, slot: &str, below: &[String]) -> Result<Rootfs, Error>;
+
+    /// Does what is to be done to a draft's `SLOT/fs` before it is committed, when nobody writes to it any more.
+    /// `parent` is the tree that it was made from.
+    fn finish(&self, place: &Place, slot: &str, parent: Option<&str>) -> Result<(), Error> {
+        let _ = (place, slot, parent);
+        Ok(())
+    }
 
     /// Deletes a directory for good. It is in another directory of the store, `trash` if it can be.
     fn destroy(&self, place: &Place, name: &str) -> Result<(), Error>;

@@ -11,6 +11,7 @@ mod node;
 mod own;
 mod remove;
 mod replicate;
+mod share;
 mod size;
 mod whiteouts;
 
@@ -19,6 +20,7 @@ pub(crate) use merge::{Whiteouts, merge};
 pub(crate) use own::{Sharing, own_size};
 pub(crate) use remove::{Subvolumes, remove};
 pub(crate) use replicate::replicate;
+pub(crate) use share::{Compare, link_same};
 pub(crate) use size::{count, size};
 pub(crate) use whiteouts::prune_whiteouts;
 
