@@ -318,8 +318,8 @@ struct ExtentItem {
     reserved: [u32; 3],
 }
 
-/// `FS_IOC_FIEMAP`: `_IOWR('f', 11, struct fiemap)`; the size is that of the structure without its extents.
-const FIEMAP: libc::Ioctl = ((3 << 30) | (32 << 16) | (0x66 << 8) | 11) as libc::Ioctl;
+/// `FS_IOC_FIEMAP`: `_IOWR('f', 11, struct fiemap)`, the number that x86 and ARM have for it; the size is that of the structure without its extents.
+const FIEMAP: libc::Ioctl = 0xc020_660b;
 /// `FIEMAP_EXTENT_LAST`.
 const LAST: u32 = 1;
 /// `FIEMAP_EXTENT_UNKNOWN`, `_DELALLOC`, `_DATA_INLINE`: it has no place of its own on the disk (yet).

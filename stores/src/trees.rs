@@ -73,23 +73,20 @@ pub(crate) fn create_copy(place: &Place, slot: &str, below: &[String]) -> Result
     let name = format!("{slot}/fs");
     let fail = |action, errno| place.error(action, &name, errno);
     place.make_directory(&name, 0o755)?;
-    match below.first() {
-        Some(source) => {
-            let target = place
-                .open_directory(&name)
-                .map_err(|errno| fail("open", errno))?;
-            let top = place
-                .open_directory(source)
-                .map_err(|errno| place.error("open", source, errno))?;
-            tree::replicate(top.as_fd(), target.as_fd())
-                .map_err(|errno| place.error("copy", source, errno))?;
-        }
-        None => {
-            // Whatever the umask is.
-            let mode = Mode::from_raw_mode(0o755);
-            rustix::fs::chmodat(place.descriptor(), &name, mode, AtFlags::empty())
-                .map_err(|errno| fail("create", errno))?;
-        }
+    if let Some(source) = below.first() {
+        let target = place
+            .open_directory(&name)
+            .map_err(|errno| fail("open", errno))?;
+        let top = place
+            .open_directory(source)
+            .map_err(|errno| place.error("open", source, errno))?;
+        tree::replicate(top.as_fd(), target.as_fd())
+            .map_err(|errno| place.error("copy", source, errno))?;
+    } else {
+        // Whatever the umask is.
+        let mode = Mode::from_raw_mode(0o755);
+        rustix::fs::chmodat(place.descriptor(), &name, mode, AtFlags::empty())
+            .map_err(|errno| fail("create", errno))?;
     }
     Ok(Rootfs::Directory(place.path(&name)))
 }

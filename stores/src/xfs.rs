@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The xfs kind, for every file system that shares the blocks of copied files (xfs, btrfs, bcachefs, …): each tree is whole,
-//! and a draft a copy of its parent's that shares all content with it (`FICLONE`, ioctl_ficlone(2)).
+//! and a draft a copy of its parent's that shares all content with it (`FICLONE`, `ioctl_ficlone(2)`).
 //!
 //! A step costs the making of all the tree's files. An overlay on the same disk costs nothing like it; this kind is for
 //! those who want trees that are plain directories, each complete in itself.
@@ -22,7 +22,7 @@ impl Trees for Xfs {
     }
 
     fn probe(&self, place: &Place) -> Result<(), Error> {
-        let path = place.path("");
+        let path = place.path("").components().collect::<std::path::PathBuf>();
         let unsuitable = |reason: String| Error::Unsuitable {
             path: path.clone(),
             kind: Kind::Xfs.name(),

@@ -58,14 +58,14 @@ pub(crate) fn copy_content(
     rustix::fs::ftruncate(to, size)?;
     let mut position = 0;
     while position < size {
-        let start = match rustix::fs::seek(from, SeekFrom::Data(position)) {
-            Ok(start) => start,
+        let begin = match rustix::fs::seek(from, SeekFrom::Data(position)) {
+            Ok(begin) => begin,
             // Nothing but a hole is left: lseek(2).
             Err(Errno::NXIO) => break,
             Err(errno) => return Err(errno),
         };
-        let end = rustix::fs::seek(from, SeekFrom::Hole(start))?.min(size);
-        copy_range(from, to, start, end, ways)?;
+        let end = rustix::fs::seek(from, SeekFrom::Hole(begin))?.min(size);
+        copy_range(from, to, begin, end, ways)?;
         position = end;
     }
     Ok(())
@@ -89,8 +89,7 @@ fn copy_range(
             match count {
                 // A file that is shorter than it was: the rest is read, which meets its end too.
                 Ok(0) => break,
-                Ok(_) => {}
-                Err(Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 // copy_file_range(2): what kernels say of pairs of files that they cannot do.
                 Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => {
                     ways.range.store(false, Ordering::Relaxed);

@@ -8,8 +8,7 @@ use rustix::io::{Errno, Result};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
-/// Threads at most. Two do in 60 % of the time what one does; the locks of the file system limit what more gain
-/// (Debian tree, xfs and ext4, 2-core VM, 2026-11).
+/// Threads at most: making files is work of the kernel, whose locks leave little for more of them to do.
 const THREADS: usize = 8;
 
 /// Tasks that wait before another thread is worth its start (about 0.1 ms).

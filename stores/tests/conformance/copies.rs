@@ -26,7 +26,7 @@ const CAPABILITY: [u8; 20] = [
 ];
 
 /// `system.posix_acl_access`, version 2: owner rw-, user 7 r--, group r--, mask r--, others none (linux
-/// include/uapi/linux/posix_acl_xattr.h).
+/// `include/uapi/linux/posix_acl_xattr.h`).
 const LIST: [u8; 44] = [
     2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 7, 0, 0, 0, 4, 0, 4, 0, 255, 255, 255,
     255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255,
