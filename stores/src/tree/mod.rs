@@ -13,6 +13,7 @@ mod remove;
 mod replicate;
 mod share;
 mod size;
+mod void;
 mod whiteouts;
 
 pub(crate) use copy::{copy_attributes, copy_node};
@@ -22,6 +23,7 @@ pub(crate) use remove::{Subvolumes, remove};
 pub(crate) use replicate::replicate;
 pub(crate) use share::{Compare, link_same};
 pub(crate) use size::{count, size};
+pub(crate) use void::is_void;
 pub(crate) use whiteouts::prune_whiteouts;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, StatFs};
