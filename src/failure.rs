@@ -76,7 +76,9 @@ fn kind(error: &anyhow::Error) -> Kind {
         }
         if let Some(error) = cause.downcast_ref::<obuild_stores::Error>() {
             return match error {
-                obuild_stores::Error::BadUrl { .. } => Kind::Usage,
+                obuild_stores::Error::BadUrl { .. } | obuild_stores::Error::RsyncMode { .. } => {
+                    Kind::Usage
+                }
                 _ => Kind::Host,
             };
         }

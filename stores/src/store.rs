@@ -130,6 +130,10 @@ pub struct Options {
     pub wait: Duration,
     /// Which boot of the machine this is; `None` asks the kernel. Tests pass another to play a reboot.
     pub boot_id: Option<String>,
+    /// How an rsync store saves room; `None` is what the store was made with. Other kinds have none.
+    pub rsync_mode: Option<RsyncMode>,
+    /// The program `rsync`, if an rsync store shall copy with it rather than by itself.
+    pub rsync_program: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -137,6 +141,8 @@ impl Default for Options {
         Self {
             wait: Duration::from_mins(1),
             boot_id: None,
+            rsync_mode: None,
+            rsync_program: None,
         }
     }
 }
@@ -157,4 +163,19 @@ pub enum Kind {
     Overlay,
     /// btrfs subvolumes.
     Btrfs,
+    /// Whole trees whose files share their blocks.
+    Xfs,
+    /// Whole trees on any file system.
+    Rsync,
+}
+
+/// What becomes of the files of an rsync store's snapshot that are still the same as its parent's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RsyncMode {
+    /// They stay copies.
+    Copy,
+    /// They become hard links to the parent's, if their contents are equal byte by byte.
+    Hardlink,
+    /// They become hard links to the parent's, if their sizes and times of modification are equal.
+    HardlinkUnsafe,
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The format file, by which a directory is known as a store, and the making of a new store.
 
+use crate::Error;
 use crate::place::Place;
 use crate::trees::Trees;
-use crate::{Error, Kind};
 use rustix::fs::IFlags;
 use std::fs;
 use std::io;
@@ -18,7 +18,7 @@ const VERSION: u32 = 1;
 const PRIVATE: [&str; 5] = ["snapshots", "drafts", "provisional", "caches", "trash"];
 
 /// Opens the directory of a store; makes it if nothing is there.
-pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Place, Error> {
+pub(super) fn open(path: &Path, trees: &mut dyn Trees, wait: Duration) -> Result<Place, Error> {
     let kind = trees.kind();
     let unsuitable = |reason: String| Error::Unsuitable {
         path: path.to_owned(),
@@ -40,10 +40,10 @@ pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Pla
         Err(error) => return Err(Error::io("create", path, error)),
     }
     let place = Place::open(path)?;
-    if !check(&place, path, kind)? {
+    if !check(&place, path, trees)? {
         let _lock = place.lock(".", true, wait)?;
         // Another process may have made it meanwhile.
-        if !check(&place, path, kind)? {
+        if !check(&place, path, trees)? {
             if let Some(stranger) = stranger(&place)? {
                 return Err(unsuitable(format!(
                     "it is not a store, and not empty (it holds {stranger:?}): choose a new or empty \
@@ -51,9 +51,10 @@ pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Pla
                 )));
             }
             trees.probe(&place)?;
+            let settings = trees.settle(None)?;
             place.make_directory("drafts", 0o700)?;
             spread(&place)?;
-            place.replace(FILE, &format!("{kind} {VERSION}\n"), true)?;
+            place.replace(FILE, &format!("{kind} {VERSION}\n{settings}"), true)?;
         }
     } else if !crate::sys::is_root() {
         trees.probe(&place)?;
@@ -68,7 +69,8 @@ pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Pla
 }
 
 /// Reads the format file. Returns `false` when there is none.
-fn check(place: &Place, path: &Path, kind: Kind) -> Result<bool, Error> {
+fn check(place: &Place, path: &Path, trees: &mut dyn Trees) -> Result<bool, Error> {
+    let kind = trees.kind();
     let Some(text) = place.read(FILE)? else {
         return Ok(false);
     };
@@ -77,7 +79,8 @@ fn check(place: &Place, path: &Path, kind: Kind) -> Result<bool, Error> {
         kind: kind.name(),
         reason,
     };
-    let parsed = text.trim_end().split_once(' ');
+    let (first, settings) = text.split_once('\n').unwrap_or((&text, ""));
+    let parsed = first.trim_end().split_once(' ');
     let Some((found, Ok(version))) = parsed.map(|(kind, version)| (kind, version.parse::<u32>()))
     else {
         return Err(unsuitable(format!(
@@ -99,6 +102,7 @@ fn check(place: &Place, path: &Path, kind: Kind) -> Result<bool, Error> {
             path.display()
         )));
     }
+    trees.settle(Some(settings))?;
     Ok(true)
 }
 

@@ -2,7 +2,7 @@
 //! A store in a directory: all the bookkeeping that the kinds have in common.
 //!
 //! ```text
-//! PATH/obuild-store           the format: "overlay 1"
+//! PATH/obuild-store           the format: "overlay 1", and what the kind keeps there
 //!      boot                   the boot in which the store was last opened
 //!      snapshots/ID/fs        the tree, or its topmost layer
 //!                   meta      what it stands on
@@ -115,9 +115,9 @@ impl Disk {
     pub(crate) fn open(
         url: &StoreUrl,
         options: &Options,
-        trees: Box<dyn Trees>,
+        mut trees: Box<dyn Trees>,
     ) -> Result<Self, Error> {
-        let place = format::open(&url.path, trees.as_ref(), options.wait)?;
+        let place = format::open(&url.path, trees.as_mut(), options.wait)?;
         let shared = Arc::new(Shared {
             state: place.path("state"),
             place,
@@ -189,9 +189,10 @@ impl Store for Disk {
     fn size(&self, id: SnapshotId) -> Result<u64, Error> {
         let meta = self.shared.whole(id)?.ok_or(Error::NoSuchSnapshot(id))?;
         let name = format!("snapshots/{id}/fs");
+        let parent = meta.parent.map(|parent| format!("snapshots/{parent}/fs"));
         self.shared
             .trees
-            .size(&self.shared.place, &name, meta.parent.is_some())
+            .size(&self.shared.place, &name, parent.as_deref())
     }
 
     fn space(&self) -> Result<Space, Error> {

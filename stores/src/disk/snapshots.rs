@@ -185,6 +185,8 @@ impl Shared {
         let id = draft.id;
         let mut slot = self.slot(draft)?;
         let path = slot.path();
+        let parent = slot.meta.parent.map(|parent| Layer::own(parent).path());
+        self.trees.finish(&self.place, &path, parent.as_deref())?;
         // Declared after the slot and so dropped before it, whose dropping takes the lock itself.
         let mut renamed = None;
         if id != slot.id
