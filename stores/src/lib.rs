@@ -22,6 +22,7 @@ mod sys;
 mod tree;
 mod trees;
 mod url;
+mod zfs;
 
 pub use draft::Draft;
 pub use error::Error;
@@ -31,3 +32,4 @@ pub use open::open;
 pub use rootfs::{OverlayMount, Rootfs, Upper};
 pub use store::{CacheLease, Kind, Options, Snapshot, Space, Store, StoreUrl};
 pub use url::best;
+pub use zfs::Dataset;

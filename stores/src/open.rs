@@ -5,6 +5,7 @@ use crate::btrfs::Btrfs;
 use crate::disk::Disk;
 use crate::overlay::Overlay;
 use crate::trees::Trees;
+use crate::zfs::Zfs;
 use crate::{Error, Kind, Options, Store, StoreUrl};
 use std::sync::Arc;
 
@@ -19,6 +20,10 @@ pub fn open(url: &StoreUrl, options: &Options) -> Result<Arc<dyn Store>, Error> 
     let trees: Box<dyn Trees> = match url.kind {
         Kind::Overlay => Box::new(Overlay),
         Kind::Btrfs => Box::new(Btrfs),
+        Kind::Zfs => {
+            let (zfs, path) = Zfs::open(url)?;
+            return Ok(Arc::new(Disk::open(url, &path, options, Box::new(zfs))?));
+        }
     };
-    Ok(Arc::new(Disk::open(url, options, trees)?))
+    Ok(Arc::new(Disk::open(url, &url.path, options, trees)?))
 }

@@ -139,7 +139,7 @@ impl Default for Options {
 pub struct StoreUrl {
     /// `overlay`, `btrfs`, …
     pub kind: Kind,
-    /// Absolute path of the store's directory.
+    /// Absolute path of the store's directory; for [`Kind::Zfs`] the dataset's name, such as `tank/obuild`.
     pub path: PathBuf,
 }
 
@@ -150,4 +150,6 @@ pub enum Kind {
     Overlay,
     /// btrfs subvolumes.
     Btrfs,
+    /// Datasets of ZFS.
+    Zfs,
 }

@@ -4,7 +4,7 @@
 
 use crate::place::Place;
 use crate::tree::{self, Subvolumes};
-use crate::{Error, Kind, Rootfs};
+use crate::{Error, Kind, Rootfs, Space};
 use std::ffi::CString;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -26,11 +26,47 @@ pub(crate) trait Trees: Send + Sync + 'static {
     /// Makes `SLOT/fs`: empty if `below` is, else a writable view of the layers in `below`, topmost first.
     fn create(&self, place: &Place, slot: &str, below: &[String]) -> Result<Rootfs, Error>;
 
+    /// Called when nothing writes to `SLOT/fs` any more, before it becomes a snapshot or the content of a cache.
+    fn finish(&self, _place: &Place, _slot: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Returns how to read a tree that consists of these layers, topmost first.
+    fn readable(&self, place: &Place, layers: &[String]) -> Result<Rootfs, Error> {
+        let mut lower: Vec<PathBuf> = layers.iter().map(|layer| place.path(layer)).collect();
+        Ok(if lower.len() == 1 {
+            Rootfs::Directory(lower.remove(0))
+        } else {
+            Rootfs::Overlay(crate::OverlayMount { lower, upper: None })
+        })
+    }
+
     /// Deletes a directory for good. It is in another directory of the store, `trash` if it can be.
     fn destroy(&self, place: &Place, name: &str) -> Result<(), Error>;
 
     /// Returns the bytes that the tree at `name` holds of its own.
     fn size(&self, place: &Place, name: &str, has_parent: bool) -> Result<u64, Error>;
+
+    /// Returns the bytes of the tree at `name`, whoever else holds them too.
+    fn whole_size(&self, place: &Place, name: &str) -> Result<u64, Error> {
+        let fail = |errno| place.error("measure", name, errno);
+        tree::size(place.open_directory(name).map_err(fail)?).map_err(fail)
+    }
+
+    /// Returns the space of the file system below the store.
+    fn space(&self, place: &Place) -> Result<Space, Error> {
+        let statvfs = rustix::fs::fstatvfs(place.descriptor())
+            .map_err(|errno| place.error("look at", ".", errno))?;
+        Ok(Space {
+            total: statvfs.f_blocks * statvfs.f_frsize,
+            available: statvfs.f_bavail * statvfs.f_frsize,
+        })
+    }
+
+    /// Has everything that was written so far reach the disk.
+    fn sync(&self, place: &Place) -> Result<(), Error> {
+        rustix::fs::syncfs(place.descriptor()).map_err(|errno| place.error("write out", ".", errno))
+    }
 }
 
 /// The limits on stacks of layers.
@@ -51,13 +87,4 @@ pub(crate) fn destroy(place: &Place, name: &str, subvolumes: Subvolumes<'_>) -> 
     let entry = CString::new(entry).expect("a store's names hold no NUL");
     let directory = place.open_directory(directory).map_err(fail)?;
     tree::remove(directory.as_fd(), &entry, subvolumes).map_err(fail)
-}
-
-/// Returns how to read a tree that consists of these layers, topmost first.
-pub(crate) fn readable(place: &Place, layers: &[String]) -> Rootfs {
-    let mut lower: Vec<PathBuf> = layers.iter().map(|layer| place.path(layer)).collect();
-    if lower.len() == 1 {
-        return Rootfs::Directory(lower.remove(0));
-    }
-    Rootfs::Overlay(crate::OverlayMount { lower, upper: None })
 }

@@ -7,7 +7,6 @@ use super::owner::LiveDrafts;
 use super::stack::crowd;
 use crate::draft::Draft;
 use crate::store::Snapshot;
-use crate::trees::readable;
 use crate::{Error, SnapshotId};
 use std::io;
 use std::sync::Arc;
@@ -68,17 +67,17 @@ impl Shared {
     }
 
     /// Describes a snapshot.
-    pub(super) fn snapshot(&self, id: SnapshotId, meta: &Meta) -> Snapshot {
+    pub(super) fn snapshot(&self, id: SnapshotId, meta: &Meta) -> Result<Snapshot, Error> {
         let layers: Vec<String> = [Layer::own(id)]
             .iter()
             .chain(&meta.lower)
             .map(|layer| layer.path())
             .collect();
-        Snapshot {
+        Ok(Snapshot {
             id,
             parent: meta.parent,
-            rootfs: readable(&self.place, &layers),
-        }
+            rootfs: self.trees.readable(&self.place, &layers)?,
+        })
     }
 
     pub(super) fn prepare(
@@ -166,6 +165,7 @@ impl Shared {
         {
             self.squash_draft(&mut slot)?;
         }
+        self.trees.finish(&self.place, &path)?;
         // Before the rename: no journal writes the later of two changes without the earlier, so after a power cut
         // the mark is there if the snapshot is.
         let mark = format!("provisional/{id}.{}.{}", slot.owner, number(&slot.name));
@@ -181,13 +181,13 @@ impl Shared {
                     let _lock = self.lock(true)?;
                     self.forget_child(parent, slot.id, &self.live_drafts()?)?;
                 }
-                return Ok(self.snapshot(id, &slot.meta));
+                return self.snapshot(id, &slot.meta);
             }
             if let Some(meta) = self.meta(id)? {
                 drop(renamed);
                 slot.throw_away()?;
                 self.place.unlink(&mark)?;
-                return Ok(self.snapshot(id, &meta));
+                return self.snapshot(id, &meta);
             }
             // What is left of a snapshot whose deletion was cut short.
             self.throw_away(&target)?;

@@ -14,6 +14,7 @@ mod processes;
 mod snapshots;
 mod subject;
 mod trees;
+mod zfs;
 
 /// Runs test functions against `all` kinds of store, or against the `persistent` ones: all but the one for tests.
 macro_rules! suite {
@@ -26,6 +27,7 @@ macro_rules! suite {
         crate::suite!(@ overlay_on_xfs OVERLAY_ON_XFS $($test)*);
         crate::suite!(@ overlay_on_btrfs OVERLAY_ON_BTRFS $($test)*);
         crate::suite!(@ btrfs BTRFS $($test)*);
+        crate::suite!(@ zfs ZFS $($test)*);
     };
     (@ $module:ident $subject:ident $($test:ident)*) => {
         mod $module {
