@@ -7,8 +7,10 @@
 
 use crate::Error;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -157,6 +159,10 @@ fn run(
              or choose another kind of store"
         )));
     };
+    let _turn = takes_turns(arguments)
+        .then(|| wait_for_turn(program))
+        .transpose()
+        .map_err(|error| absent(format!("cannot lock {}: {error}", program.display())))?;
     let output = execute(program, arguments, DEADLINE)
         .map_err(|error| absent(format!("{}: {error}", program.display())))?;
     tracing::trace!(%command, success = output.success, "ran");
@@ -169,6 +175,37 @@ fn run(
         command,
         said,
     })
+}
+
+/// Returns whether a command must not run at the same time as others of its kind: those that mount something, with
+/// zfs-fuse.
+///
+/// Its daemon hands a new mount from one thread to another through a pipe, in several writes without a lock (zfs-fuse 0.7
+/// src/zfs-fuse/fuse_listener.c). Two at once mix, and the reader waits for ever, with the lock held that all its mounts
+/// need. OpenZFS is known by the device that its commands talk to.
+fn takes_turns(arguments: &[&str]) -> bool {
+    static DAEMON: OnceLock<bool> = OnceLock::new();
+    let mounts = arguments
+        .first()
+        .is_some_and(|verb| ["clone", "create", "mount"].contains(verb));
+    mounts && *DAEMON.get_or_init(|| !Path::new("/dev/zfs").exists())
+}
+
+/// Waits until no other process of ours runs such a command. The lock is on the program itself, since the daemon is
+/// one for all stores of the machine.
+fn wait_for_turn(program: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(program, flags, Mode::empty())?;
+    let end = Instant::now() + DEADLINE;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
 }
 
 struct Output {
@@ -235,7 +272,7 @@ fn read_both(child: &mut Child, end: Instant) -> io::Result<(Vec<u8>, Vec<u8>)> 
             waiting.extend(stderr.as_ref().map(|pipe| readable(pipe)));
             match rustix::event::poll(&mut waiting, timeout.as_ref()) {
                 Ok(_) => {}
-                Err(rustix::io::Errno::INTR) => continue,
+                Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
             let mut ready = waiting.iter().map(|fd| !fd.revents().is_empty());

@@ -55,9 +55,12 @@ impl Drop for TestDataset {
     }
 }
 
-/// Runs `zfs` as a person would.
+/// Runs `zfs` as a person would, but not at the same time as a store mounts something (see `takes_turns` in the
+/// store's `tool`).
 fn zfs(arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new("zfs").args(arguments).output().unwrap();
+    let mut command = Command::new("flock");
+    command.args(["/usr/sbin/zfs", "zfs"]).args(arguments);
+    let output = command.output().unwrap();
     if output.status.success() {
         Ok(String::from_utf8(output.stdout).unwrap())
     } else {
