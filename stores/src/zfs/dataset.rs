@@ -7,7 +7,7 @@
 //! to know what others use: whoever tidies tries to unmount everything, and whoever opens a tree mounts
 //! it and looks whether what he opened is the mount.
 
-use super::tool::{Pauses, Trouble, zfs};
+use super::tool::{Pauses, Trouble, turn, zfs};
 use crate::{Error, sys};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -99,19 +99,9 @@ impl Dataset {
         }
     }
 
-    /// Waits until zfs-fuse has heard of every file that was closed in it.
-    ///
-    /// The kernel tells a FUSE daemon so in a message that nobody waits for, and an unmount throws away those that were not
-    /// read (linux fs/fuse/dev.c, `fuse_abort_conn`). zfs-fuse then waits for the rest for ever, with its one lock
-    /// held, and every mount that it serves hangs. Messages are read in order, so that one answer is enough.
-    fn settle(&self) {
-        settle(&self.mount_point);
-    }
-
     /// Unmounts it. Returns `false` if somebody uses it.
     pub(super) fn unmount(&self) -> Result<bool, Error> {
-        self.settle();
-        match rustix::mount::unmount(&self.mount_point, UnmountFlags::NOFOLLOW) {
+        match unmount(&self.mount_point) {
             // Not mounted (EINVAL), or never mounted at all.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(true),
             Err(Errno::BUSY) => Ok(false),
@@ -120,18 +110,33 @@ impl Dataset {
     }
 }
 
-fn settle(mount_point: &Path) {
-    // Whatever the answer is. The flag has the kernel ask, and not answer from its cache.
+/// Unmounts a tree, with care for zfs-fuse.
+///
+/// The kernel tells a FUSE daemon in a message that nobody waits for that a file was closed, and an unmount throws away those that
+/// were not read yet (linux fs/fuse/dev.c, `fuse_abort_conn`). zfs-fuse then waits for the rest for ever, with its one
+/// lock held. Messages are read in order, so that one answer before is enough. One after, from the file system
+/// above, comes when the daemon is done with the unmount.
+fn unmount(mount_point: &Path) -> rustix::io::Result<()> {
+    let _turn = turn().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    ask(mount_point);
+    rustix::mount::unmount(mount_point, UnmountFlags::NOFOLLOW)?;
+    if let Some(above) = mount_point.parent() {
+        ask(above);
+    }
+    Ok(())
+}
+
+/// Has the file system answer a question, whatever the answer is. The flag keeps the kernel from answering itself.
+fn ask(path: &Path) {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
-    let _ = rustix::fs::statx(rustix::fs::CWD, mount_point, flags, StatxFlags::BASIC_STATS);
+    let _ = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::BASIC_STATS);
 }
 
 /// Unmounts what nobody uses of `mounts`.
 pub(super) fn unmount_all(mounts: &[PathBuf]) {
     for mount in mounts {
-        settle(mount);
         // What is in use stays; whoever tidies next tries again.
-        let _ = rustix::mount::unmount(mount, UnmountFlags::NOFOLLOW);
+        let _ = unmount(mount);
     }
 }
 

@@ -147,22 +147,14 @@ fn run(
         command: command.clone(),
         said,
     };
-    let program = program.get_or_init(|| {
-        let mut places = DIRECTORIES
-            .iter()
-            .map(|directory| Path::new(directory).join(name));
-        places.find(|place| place.exists())
-    });
+    let program = program.get_or_init(|| find(name));
     let Some(program) = program else {
         return Err(absent(format!(
             "there is no {name} command on this machine: install OpenZFS (Debian: zfsutils-linux) or zfs-fuse, \
              or choose another kind of store"
         )));
     };
-    let _turn = takes_turns(arguments)
-        .then(|| wait_for_turn(program))
-        .transpose()
-        .map_err(|error| absent(format!("cannot lock {}: {error}", program.display())))?;
+    let _turn = turn().map_err(|error| absent(format!("cannot lock the command: {error}")))?;
     let output = execute(program, arguments, DEADLINE)
         .map_err(|error| absent(format!("{}: {error}", program.display())))?;
     tracing::trace!(%command, success = output.success, "ran");
@@ -177,35 +169,40 @@ fn run(
     })
 }
 
-/// Returns whether a command must not run at the same time as others of its kind: those that mount something, with
-/// zfs-fuse.
+/// Waits until no other process of ours works with zfs-fuse. `None`: there is no need to, with OpenZFS.
 ///
-/// Its daemon hands a new mount from one thread to another through a pipe, in several writes without a lock (zfs-fuse 0.7
-/// src/zfs-fuse/fuse_listener.c). Two at once mix, and the reader waits for ever, with the lock held that all its mounts
-/// need. OpenZFS is known by the device that its commands talk to.
-fn takes_turns(arguments: &[&str]) -> bool {
+/// The daemon of zfs-fuse does not bear two at once. It hands a new mount from one thread to another through a pipe, in several
+/// writes without a lock (zfs-fuse 0.7 src/zfs-fuse/fuse_listener.c): two mix, and the reader waits for ever, with
+/// the lock held that all its mounts need. Unmounts amid other commands had it hang too. The lock is on the program, since the daemon
+/// is one for all stores of the machine. OpenZFS is known by the device that its commands talk to.
+pub(super) fn turn() -> io::Result<Option<OwnedFd>> {
     static DAEMON: OnceLock<bool> = OnceLock::new();
-    let mounts = arguments
-        .first()
-        .is_some_and(|verb| ["clone", "create", "mount"].contains(verb));
-    mounts && *DAEMON.get_or_init(|| !Path::new("/dev/zfs").exists())
-}
-
-/// Waits until no other process of ours runs such a command. The lock is on the program itself, since the daemon is
-/// one for all stores of the machine.
-fn wait_for_turn(program: &Path) -> io::Result<OwnedFd> {
+    if !*DAEMON.get_or_init(|| !Path::new("/dev/zfs").exists()) {
+        return Ok(None);
+    }
+    let Some(program) = find("zfs") else {
+        return Ok(None);
+    };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = rustix::fs::open(program, flags, Mode::empty())?;
     let end = Instant::now() + DEADLINE;
     loop {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
+            Ok(()) => return Ok(Some(file)),
             Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::sleep(Duration::from_micros(500));
             }
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// Returns where a command is.
+fn find(name: &str) -> Option<PathBuf> {
+    let mut places = DIRECTORIES
+        .iter()
+        .map(|directory| Path::new(directory).join(name));
+    places.find(|place| place.exists())
 }
 
 struct Output {
