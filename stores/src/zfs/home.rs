@@ -57,9 +57,8 @@ pub(super) fn locate(url: &StoreUrl) -> Result<PathBuf, Error> {
 
 /// Makes the dataset unless it is there.
 fn make(name: &str) -> Result<(), Error> {
-    let missing = match zfs(&["list", "-H", "-o", "name", name]) {
-        Ok(_) => return Ok(()),
-        Err(failure) => failure,
+    let Err(missing) = zfs(&["list", "-H", "-o", "name", name]) else {
+        return Ok(());
     };
     if missing.trouble != Trouble::Missing {
         return Err(missing.into());

@@ -163,7 +163,7 @@ impl Zfs {
             match destroyed {
                 Ok(_) | Err((Trouble::Missing, _)) => break,
                 Err((Trouble::HasClones, _)) => {
-                    if !self.hand_on(tree)? && !pauses.pause() {
+                    if !hand_on(tree)? && !pauses.pause() {
                         return Ok(false);
                     }
                 }
@@ -178,63 +178,6 @@ impl Zfs {
         // zfs removes the mount point of what was mounted.
         let _ = rustix::fs::rmdir(&tree.mount_point);
         Ok(true)
-    }
-
-    /// Hands a tree's snapshots on to a clone of it. Returns whether it did.
-    fn hand_on(&self, tree: &Dataset) -> Result<bool, Error> {
-        let (group, _) = tree.name.rsplit_once('/').expect("it is in a group");
-        let list = zfs(&[
-            "list",
-            "-H",
-            "-r",
-            "-t",
-            "filesystem",
-            "-o",
-            "name,origin",
-            group,
-        ])?;
-        let mine = format!("{}@", tree.name);
-        let clone = list.lines().find_map(|line| {
-            let (name, origin) = line.split_once('\t')?;
-            origin.starts_with(&mine).then_some(name)
-        });
-        let Some(clone) = clone else {
-            return Ok(false);
-        };
-        match zfs_patiently(&["promote", clone]) {
-            Ok(_) => {}
-            // It has gone meanwhile, or is going.
-            Err(failure) if matches!(failure.trouble, Trouble::Missing | Trouble::Busy) => {
-                return Ok(false);
-            }
-            Err(failure) => return Err(failure.into()),
-        }
-        tracing::debug!(from = %tree.name, to = clone, "handed the snapshots of a tree on");
-        // They are needed as long as clones stand on them, of which the tree that goes is one.
-        let arguments = ["list", "-H", "-r", "-t", "snapshot", "-o", "name", clone];
-        let snapshots = zfs(&arguments).unwrap_or_default();
-        let own = snapshot_of(&Dataset {
-            name: clone.to_owned(),
-            mount_point: PathBuf::new(),
-        });
-        for snapshot in snapshots.lines().filter(|snapshot| *snapshot != own) {
-            // What fails here goes with the clone.
-            if let Err(failure) = zfs_patiently(&["destroy", "-d", snapshot]) {
-                tracing::debug!(error = %Error::from(failure), "a snapshot stays");
-            }
-        }
-        Ok(true)
-    }
-
-    /// Returns a property that is a number of bytes.
-    fn bytes(&self, property: &str, dataset: &str) -> Result<u64, Error> {
-        // Both implementations know `zfs get -p`; only OpenZFS knows `zfs list -p`.
-        let arguments = ["get", "-Hp", "-o", "value", property, dataset];
-        let value = zfs(&arguments)?;
-        value.trim().parse().map_err(|_| Error::Tool {
-            command: format!("zfs {}", arguments.join(" ")),
-            said: format!("it answered {:?}, which is no number", value.trim()),
-        })
     }
 
     fn unsuitable(&self, reason: String) -> Error {
@@ -359,18 +302,18 @@ impl Trees for Zfs {
 
     fn size(&self, place: &Place, name: &str, _has_parent: bool) -> Result<u64, Error> {
         // What was written since the clone was made.
-        self.bytes("used", &self.tree(place, name)?.name)
+        bytes("used", &self.tree(place, name)?.name)
     }
 
     fn whole_size(&self, place: &Place, name: &str) -> Result<u64, Error> {
-        self.bytes("referenced", &self.tree(place, name)?.name)
+        bytes("referenced", &self.tree(place, name)?.name)
     }
 
     fn space(&self, _place: &Place) -> Result<Space, Error> {
         // A file system in a pool has no size; a quota on the way to the store makes less available.
         let pool = home::pool_of(&self.home);
-        let total = self.bytes("used", pool)? + self.bytes("available", pool)?;
-        let available = self.bytes("available", &self.home)?;
+        let total = bytes("used", pool)? + bytes("available", pool)?;
+        let available = bytes("available", &self.home)?;
         Ok(Space { total, available })
     }
 
@@ -384,6 +327,63 @@ impl Trees for Zfs {
         zfs_patiently(&["set", &property, &self.home])?;
         Ok(())
     }
+}
+
+/// Hands a tree's snapshots on to a clone of it. Returns whether it did.
+fn hand_on(tree: &Dataset) -> Result<bool, Error> {
+    let (group, _) = tree.name.rsplit_once('/').expect("it is in a group");
+    let list = zfs(&[
+        "list",
+        "-H",
+        "-r",
+        "-t",
+        "filesystem",
+        "-o",
+        "name,origin",
+        group,
+    ])?;
+    let mine = format!("{}@", tree.name);
+    let clone = list.lines().find_map(|line| {
+        let (name, origin) = line.split_once('\t')?;
+        origin.starts_with(&mine).then_some(name)
+    });
+    let Some(clone) = clone else {
+        return Ok(false);
+    };
+    match zfs_patiently(&["promote", clone]) {
+        Ok(_) => {}
+        // It has gone meanwhile, or is going.
+        Err(failure) if matches!(failure.trouble, Trouble::Missing | Trouble::Busy) => {
+            return Ok(false);
+        }
+        Err(failure) => return Err(failure.into()),
+    }
+    tracing::debug!(from = %tree.name, to = clone, "handed the snapshots of a tree on");
+    // They are needed as long as clones stand on them, of which the tree that goes is one.
+    let arguments = ["list", "-H", "-r", "-t", "snapshot", "-o", "name", clone];
+    let snapshots = zfs(&arguments).unwrap_or_default();
+    let own = snapshot_of(&Dataset {
+        name: clone.to_owned(),
+        mount_point: PathBuf::new(),
+    });
+    for snapshot in snapshots.lines().filter(|snapshot| *snapshot != own) {
+        // What fails here goes with the clone.
+        if let Err(failure) = zfs_patiently(&["destroy", "-d", snapshot]) {
+            tracing::debug!(error = %Error::from(failure), "a snapshot stays");
+        }
+    }
+    Ok(true)
+}
+
+/// Returns a property that is a number of bytes.
+fn bytes(property: &str, dataset: &str) -> Result<u64, Error> {
+    // Both implementations know `zfs get -p`; only OpenZFS knows `zfs list -p`.
+    let arguments = ["get", "-Hp", "-o", "value", property, dataset];
+    let value = zfs(&arguments)?;
+    value.trim().parse().map_err(|_| Error::Tool {
+        command: format!("zfs {}", arguments.join(" ")),
+        said: format!("it answered {:?}, which is no number", value.trim()),
+    })
 }
 
 /// Returns where the tree of a slot belongs.

@@ -172,7 +172,7 @@ fn run(
 /// Waits until no other process of ours works with zfs-fuse. `None`: there is no need to, with OpenZFS.
 ///
 /// The daemon of zfs-fuse does not bear two at once. It hands a new mount from one thread to another through a pipe, in several
-/// writes without a lock (zfs-fuse 0.7 src/zfs-fuse/fuse_listener.c): two mix, and the reader waits for ever, with
+/// writes without a lock (zfs-fuse 0.7 `src/zfs-fuse/fuse_listener.c`): two mix, and the reader waits for ever, with
 /// the lock held that all its mounts need. Unmounts amid other commands had it hang too. The lock is on the program, since the daemon
 /// is one for all stores of the machine. OpenZFS is known by the device that its commands talk to.
 pub(super) fn turn() -> io::Result<Option<OwnedFd>> {
@@ -301,7 +301,7 @@ fn read_some(pipe: Option<&mut impl Read>, into: &mut Vec<u8>) -> io::Result<boo
 
 /// Returns what the text on standard error means, and the text on one line with a remedy where there is one.
 ///
-/// The texts are those of libzfs: OpenZFS 2.x lib/libzfs/libzfs_util.c, cmd/zfs/zfs_main.c, and zfs-fuse 0.7.
+/// The texts are those of libzfs: OpenZFS 2.x `lib/libzfs/libzfs_util.c`, `cmd/zfs/zfs_main.c`, and zfs-fuse 0.7.
 fn interpret(stderr: &str) -> (Trouble, String) {
     let has = |text: &str| stderr.contains(text);
     let trouble = if has("no such pool") {
