@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Datasets to test on, and what only a store of datasets can get wrong.
 
-use crate::subject::{Fixture, ZFS, id};
+use crate::subject::{ZFS, id};
 use crate::trees::{Tree, commit, tree};
 use obuild_fixtures::{root, zfs_pool};
 use obuild_stores::{Error, Options, StoreUrl, open};
