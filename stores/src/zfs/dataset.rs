@@ -117,7 +117,7 @@ impl Dataset {
 /// lock held. Messages are read in order, so that one answer before is enough. One after, from the file system
 /// above, comes when the daemon is done with the unmount.
 fn unmount(mount_point: &Path) -> rustix::io::Result<()> {
-    let _turn = turn().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let _turn = turn(false).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     ask(mount_point);
     rustix::mount::unmount(mount_point, UnmountFlags::NOFOLLOW)?;
     if let Some(above) = mount_point.parent() {

@@ -42,7 +42,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
-use tool::{Pauses, Trouble, zfs, zfs_patiently};
+use tool::{Pauses, Trouble, turn, zfs, zfs_patiently};
 
 /// The datasets that hold trees. Those of caches are apart, since to find the clones of a dataset is to list all.
 const TREES: &str = "trees";
@@ -152,6 +152,7 @@ impl Zfs {
     fn destroy_tree(&self, tree: &Dataset) -> Result<bool, Error> {
         drop(self.held().remove(&tree.name));
         let mut pauses = Pauses::new();
+        let mut waited = false;
         loop {
             let destroyed = if tree.unmount()? {
                 zfs(&["destroy", "-r", &tree.name]).map_err(|failure| (failure.trouble, failure))
@@ -161,6 +162,11 @@ impl Zfs {
                 return Ok(false);
             };
             match destroyed {
+                // A killed process's command may be about to make it.
+                Err((Trouble::Missing, _)) if !waited => {
+                    waited = true;
+                    drop(turn(true));
+                }
                 Ok(_) | Err((Trouble::Missing, _)) => break,
                 Err((Trouble::HasClones, _)) => {
                     if !hand_on(tree)? && !pauses.pause() {

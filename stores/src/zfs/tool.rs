@@ -154,8 +154,8 @@ fn run(
              or choose another kind of store"
         )));
     };
-    let _turn = turn().map_err(|error| absent(format!("cannot lock the command: {error}")))?;
-    let output = execute(program, arguments, DEADLINE)
+    let lock = turn(false).map_err(|error| absent(format!("cannot lock the command: {error}")))?;
+    let output = execute(program, arguments, DEADLINE, lock.into())
         .map_err(|error| absent(format!("{}: {error}", program.display())))?;
     tracing::trace!(%command, success = output.success, "ran");
     if output.success {
@@ -169,26 +169,30 @@ fn run(
     })
 }
 
-/// Waits until no other process of ours works with zfs-fuse. `None`: there is no need to, with OpenZFS.
+/// A lock that a command runs under. The command inherits it, and so holds it to its end even if we are killed.
 ///
-/// The daemon of zfs-fuse does not bear two at once. It hands a new mount from one thread to another through a pipe, in several
-/// writes without a lock (zfs-fuse 0.7 `src/zfs-fuse/fuse_listener.c`): two mix, and the reader waits for ever, with
-/// the lock held that all its mounts need. Unmounts amid other commands had it hang too. The lock is on the program, since the daemon
-/// is one for all stores of the machine. OpenZFS is known by the device that its commands talk to.
-pub(super) fn turn() -> io::Result<Option<OwnedFd>> {
+/// Waiting for it `alone` waits for the commands of killed processes too: what they were making is there after that.
+///
+/// With zfs-fuse everybody has it alone, since its daemon does not bear two at once. It hands a new mount from one thread to
+/// another through a pipe, in several writes without a lock (zfs-fuse 0.7 `src/zfs-fuse/fuse_listener.c`): two mix, and the
+/// reader waits for ever, with the lock held that all its mounts need. Unmounts amid other commands had it hang too. The
+/// lock is on the program, since the daemon is one for all stores of the machine. OpenZFS is known by the device
+/// that its commands talk to.
+pub(super) fn turn(alone: bool) -> io::Result<OwnedFd> {
     static DAEMON: OnceLock<bool> = OnceLock::new();
-    if !*DAEMON.get_or_init(|| !Path::new("/dev/zfs").exists()) {
-        return Ok(None);
-    }
-    let Some(program) = find("zfs") else {
-        return Ok(None);
+    let daemon = *DAEMON.get_or_init(|| !Path::new("/dev/zfs").exists());
+    let operation = if alone || daemon {
+        FlockOperation::NonBlockingLockExclusive
+    } else {
+        FlockOperation::NonBlockingLockShared
     };
+    let program = find("zfs").ok_or(ErrorKind::NotFound)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = rustix::fs::open(program, flags, Mode::empty())?;
     let end = Instant::now() + DEADLINE;
     loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Some(file)),
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => return Ok(file),
             Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < end => {
                 std::thread::sleep(Duration::from_micros(500));
             }
@@ -212,7 +216,12 @@ struct Output {
 }
 
 /// Runs a program to its end, or kills it after `deadline`.
-fn execute(program: &Path, arguments: &[&str], deadline: Duration) -> io::Result<Output> {
+fn execute(
+    program: &Path,
+    arguments: &[&str],
+    deadline: Duration,
+    stdin: Stdio,
+) -> io::Result<Output> {
     use std::os::unix::process::CommandExt as _;
     let end = Instant::now() + deadline;
     let mut child = Command::new(program)
@@ -222,7 +231,8 @@ fn execute(program: &Path, arguments: &[&str], deadline: Duration) -> io::Result
         .env("LC_ALL", "C")
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir("/")
-        .stdin(Stdio::null())
+        // The lock travels as the standard input, which the commands do not read.
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         // A Ctrl-C at the terminal ends us in good order; it must not end the command half-way.
@@ -439,7 +449,12 @@ mod tests {
     #[test]
     fn a_program_that_hangs_is_killed() {
         let started = Instant::now();
-        let hanging = execute(Path::new("/bin/sleep"), &["60"], Duration::from_millis(50));
+        let hanging = execute(
+            Path::new("/bin/sleep"),
+            &["60"],
+            Duration::from_millis(50),
+            Stdio::null(),
+        );
         assert_eq!(hanging.err().unwrap().kind(), ErrorKind::TimedOut);
         assert!(started.elapsed() < Duration::from_secs(10));
     }
@@ -448,7 +463,13 @@ mod tests {
     fn both_outputs_are_read() {
         let script = "head -c 200000 /dev/zero | tr '\\0' x; echo wrong >&2; exit 3";
         let arguments = ["-c", script];
-        let output = execute(Path::new("/bin/sh"), &arguments, Duration::from_secs(30)).unwrap();
+        let output = execute(
+            Path::new("/bin/sh"),
+            &arguments,
+            Duration::from_secs(30),
+            Stdio::null(),
+        )
+        .unwrap();
         assert!(!output.success);
         assert_eq!(
             (output.stdout.len(), output.stderr.as_str()),
