@@ -35,6 +35,7 @@ use crate::{Error, Kind, Rootfs, Space, StoreUrl, sys};
 use dataset::{mounts_below, unmount_all};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::MountPropagationFlags;
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -74,7 +75,19 @@ impl Zfs {
             held: Mutex::default(),
         };
         zfs.tidy();
+        zfs.show_mounts()?;
         Ok((zfs, path))
+    }
+
+    /// Has what is mounted in the store from now on appear in mount namespaces that are made from now on, and disappear there
+    /// too (`mount_namespaces(7)`, shared subtrees). A sandbox keeps one from step to step. Where systemd runs all mounts are
+    /// shared anyway.
+    fn show_mounts(&self) -> Result<(), Error> {
+        if !sys::is_root() {
+            return Ok(());
+        }
+        rustix::mount::mount_change(&self.path, MountPropagationFlags::SHARED)
+            .map_err(|errno| Error::io("share the mounts of", &self.path, errno))
     }
 
     /// Unmounts all trees that nobody uses.
