@@ -33,7 +33,7 @@ use crate::place::Place;
 use crate::trees::{self, Layers, Trees};
 use crate::{Error, Kind, Rootfs, Space, StoreUrl, sys};
 use dataset::{mounts_below, unmount_all};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
 use std::collections::HashMap;
@@ -244,6 +244,17 @@ impl Trees for Zfs {
             return Err(self.unsuitable(format!(
                 "it is not a store, and not empty (it holds the dataset {stranger}): name a new or empty one"
             )));
+        }
+        let try_out = c"user.obuild";
+        match rustix::fs::fsetxattr(place.descriptor(), try_out, b"", XattrFlags::empty()) {
+            Ok(()) => {
+                let _ = rustix::fs::fremovexattr(place.descriptor(), try_out);
+            }
+            Err(errno) => tracing::warn!(
+                dataset = %self.home, %errno,
+                "files lose their extended attributes, capabilities among them: start zfs-fuse with \
+                 --enable-xattr, or set xattr=sa"
+            ),
         }
         for group in [TREES, CACHE_TREES] {
             // Only root may enter, as in the store's other directories.
