@@ -102,5 +102,12 @@ pub(crate) fn destroy(name: &str) -> Result<()> {
         // Never made, or its daemon is gone, and with it all but the file.
         return Ok(());
     }
+    // The daemon takes a moment over the last unmounts, and calls the pool busy until then.
+    for _ in 0..20 {
+        if zpool(&["destroy", "-f", name]).try_quietly() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(250));
+    }
     zpool(&["destroy", "-f", name]).output().map(drop)
 }
