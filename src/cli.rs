@@ -29,7 +29,7 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Where results are kept: overlay:PATH, btrfs:PATH, xfs:PATH or rsync:PATH [default: the best that the data directory allows]
+    /// Where results are kept: overlay:PATH, btrfs:PATH, zfs:POOL/DATASET, xfs:PATH or rsync:PATH [default: the best that the data directory allows]
     #[arg(long, global = true, value_name = "KIND:PATH", env = "OBUILD_STORE")]
     pub(crate) store: Option<String>,
     /// How an rsync store saves room; needed only to make one

@@ -74,6 +74,8 @@ impl Config {
 /// Makes the path in a store's URL absolute, so that `--store overlay:./store` works.
 fn absolute(text: &str) -> Result<String> {
     match text.split_once(':') {
+        // A dataset's name is no path.
+        Some(("zfs", _)) => Ok(text.to_owned()),
         Some((kind, path)) if !path.is_empty() && !Path::new(path).is_absolute() => {
             let path =
                 std::path::absolute(path).context("the current directory is not there any more")?;

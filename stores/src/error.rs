@@ -60,6 +60,14 @@ pub enum Error {
         /// What is wrong with it and what would be right.
         reason: String,
     },
+    /// A program that a store is worked with did not do what was asked.
+    #[error("`{command}` failed: {said}")]
+    Tool {
+        /// The command line.
+        command: String,
+        /// What it said, on one line, and what to do.
+        said: String,
+    },
     /// The store was written by a newer version of the program.
     #[error("the store at {} has format {found}, but this program knows formats up to {known}", path.display())]
     Newer {

@@ -24,6 +24,7 @@ mod tree;
 mod trees;
 mod url;
 mod xfs;
+mod zfs;
 
 pub use draft::Draft;
 pub use error::Error;
@@ -33,3 +34,4 @@ pub use open::open;
 pub use rootfs::{OverlayMount, Rootfs, Upper};
 pub use store::{CacheLease, Kind, Options, RsyncMode, Snapshot, Space, Store, StoreUrl};
 pub use url::best;
+pub use zfs::Dataset;

@@ -7,6 +7,7 @@ use crate::overlay::Overlay;
 use crate::rsync::Rsync;
 use crate::trees::Trees;
 use crate::xfs::Xfs;
+use crate::zfs::Zfs;
 use crate::{Error, Kind, Options, Store, StoreUrl};
 use std::sync::Arc;
 
@@ -30,6 +31,10 @@ pub fn open(url: &StoreUrl, options: &Options) -> Result<Arc<dyn Store>, Error> 
         Kind::Btrfs => Box::new(Btrfs),
         Kind::Xfs => Box::new(Xfs),
         Kind::Rsync => Box::new(Rsync::new(url, options)),
+        Kind::Zfs => {
+            let (zfs, path) = Zfs::open(url)?;
+            return Ok(Arc::new(Disk::open(url, &path, options, Box::new(zfs))?));
+        }
     };
-    Ok(Arc::new(Disk::open(url, options, trees)?))
+    Ok(Arc::new(Disk::open(url, &url.path, options, trees)?))
 }

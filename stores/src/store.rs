@@ -152,7 +152,7 @@ impl Default for Options {
 pub struct StoreUrl {
     /// `overlay`, `btrfs`, …
     pub kind: Kind,
-    /// Absolute path of the store's directory.
+    /// Absolute path of the store's directory; for [`Kind::Zfs`] the dataset's name, such as `tank/obuild`.
     pub path: PathBuf,
 }
 
@@ -163,6 +163,8 @@ pub enum Kind {
     Overlay,
     /// btrfs subvolumes.
     Btrfs,
+    /// Datasets of ZFS.
+    Zfs,
     /// Whole trees whose files share their blocks.
     Xfs,
     /// Whole trees on any file system.

@@ -4,7 +4,7 @@
 
 use crate::place::Place;
 use crate::tree::{self, Sharing, Subvolumes};
-use crate::{Error, Kind, Rootfs};
+use crate::{Error, Kind, Rootfs, Space};
 use rustix::fs::{AtFlags, Mode};
 use std::ffi::CString;
 use std::os::fd::AsFd as _;
@@ -34,11 +34,21 @@ pub(crate) trait Trees: Send + Sync + 'static {
     /// Makes `SLOT/fs`: empty if `below` is, else a writable view of the layers in `below`, topmost first.
     fn create(&self, place: &Place, slot: &str, below: &[String]) -> Result<Rootfs, Error>;
 
-    /// Does what is to be done to a draft's `SLOT/fs` before it is committed, when nobody writes to it any more.
-    /// `parent` is the tree that it was made from.
+    /// Does what is to be done to a draft's `SLOT/fs` when nothing writes to it any more, before it becomes a snapshot or the content
+    /// of a cache. `parent` is the tree that it was made from.
     fn finish(&self, place: &Place, slot: &str, parent: Option<&str>) -> Result<(), Error> {
         let _ = (place, slot, parent);
         Ok(())
+    }
+
+    /// Returns how to read a tree that consists of these layers, topmost first.
+    fn readable(&self, place: &Place, layers: &[String]) -> Result<Rootfs, Error> {
+        let mut lower: Vec<PathBuf> = layers.iter().map(|layer| place.path(layer)).collect();
+        Ok(if lower.len() == 1 {
+            Rootfs::Directory(lower.remove(0))
+        } else {
+            Rootfs::Overlay(crate::OverlayMount { lower, upper: None })
+        })
     }
 
     /// Deletes a directory for good. It is in another directory of the store, `trash` if it can be.
@@ -46,6 +56,27 @@ pub(crate) trait Trees: Send + Sync + 'static {
 
     /// Returns the bytes that the tree at `name` holds of its own, beyond what the one at `parent` holds.
     fn size(&self, place: &Place, name: &str, parent: Option<&str>) -> Result<u64, Error>;
+
+    /// Returns the bytes of the tree at `name`, whoever else holds them too.
+    fn whole_size(&self, place: &Place, name: &str) -> Result<u64, Error> {
+        let fail = |errno| place.error("measure", name, errno);
+        tree::size(place.open_directory(name).map_err(fail)?).map_err(fail)
+    }
+
+    /// Returns the space of the file system below the store.
+    fn space(&self, place: &Place) -> Result<Space, Error> {
+        let statvfs = rustix::fs::fstatvfs(place.descriptor())
+            .map_err(|errno| place.error("look at", ".", errno))?;
+        Ok(Space {
+            total: statvfs.f_blocks * statvfs.f_frsize,
+            available: statvfs.f_bavail * statvfs.f_frsize,
+        })
+    }
+
+    /// Has everything that was written so far reach the disk.
+    fn sync(&self, place: &Place) -> Result<(), Error> {
+        rustix::fs::syncfs(place.descriptor()).map_err(|errno| place.error("write out", ".", errno))
+    }
 }
 
 /// The limits on stacks of layers.
@@ -108,13 +139,4 @@ pub(crate) fn size(
         None => tree::size(top),
     };
     size.map_err(|errno| place.error("measure", name, errno))
-}
-
-/// Returns how to read a tree that consists of these layers, topmost first.
-pub(crate) fn readable(place: &Place, layers: &[String]) -> Rootfs {
-    let mut lower: Vec<PathBuf> = layers.iter().map(|layer| place.path(layer)).collect();
-    if lower.len() == 1 {
-        return Rootfs::Directory(lower.remove(0));
-    }
-    Rootfs::Overlay(crate::OverlayMount { lower, upper: None })
 }

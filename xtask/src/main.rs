@@ -25,6 +25,7 @@ mod reaper;
 mod report;
 mod test;
 mod workspace;
+mod zfs;
 
 use anyhow::{Result, bail};
 use std::process::ExitCode;

@@ -35,6 +35,8 @@ pub(crate) enum Item {
     Cgroup(PathBuf),
     /// A mount to take down.
     Mount(PathBuf),
+    /// A ZFS pool to destroy.
+    Pool(String),
     /// A directory tree to delete.
     Remove(PathBuf),
 }
@@ -45,6 +47,7 @@ impl Item {
             Self::Group(pid) => format!("group {pid}"),
             Self::Cgroup(path) => format!("cgroup {}", path.display()),
             Self::Mount(path) => format!("mount {}", path.display()),
+            Self::Pool(name) => format!("pool {name}"),
             Self::Remove(path) => format!("remove {}", path.display()),
         }
     }
@@ -55,6 +58,7 @@ impl Item {
             "group" => rest.parse().ok().map(Self::Group),
             "cgroup" => Some(Self::Cgroup(rest.into())),
             "mount" => Some(Self::Mount(rest.into())),
+            "pool" => Some(Self::Pool(rest.to_owned())),
             "remove" => Some(Self::Remove(rest.into())),
             _ => None,
         }
@@ -69,6 +73,7 @@ impl Item {
             }
             Self::Cgroup(path) => remove_cgroup(path),
             Self::Mount(path) => unmount(path),
+            Self::Pool(name) => crate::zfs::destroy(name),
             Self::Remove(path) => remove_tree(path),
         }
     }
@@ -296,6 +301,7 @@ mod tests {
             Item::Group(42),
             Item::Mount("/a b/c".into()),
             Item::Remove("/x".into()),
+            Item::Pool("tank".to_owned()),
             Item::Cgroup("/sys/fs/cgroup/x".into()),
         ] {
             assert_eq!(Item::decode(&item.encode()), Some(item));

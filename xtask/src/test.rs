@@ -4,6 +4,7 @@
 use crate::cmd::Cmd;
 use crate::filesystems::Scratch;
 use crate::report::Report;
+use crate::zfs::Pool;
 use crate::{debian, docs, examples, faults, lint, packages, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -27,6 +28,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         surroundings.run_examples(&mut report);
         surroundings.run_faults(&mut report);
     }
+    if let Some(pool) = surroundings.pool.take() {
+        report.check("no pool left behind", || pool.close());
+    }
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
     }
@@ -35,6 +39,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 
 /// What the tests find through `OBUILD_TEST_*`.
 struct Surroundings {
+    // Before the directory that its file is in.
+    pool: Option<Pool>,
     scratch: Option<Scratch>,
     variables: Vec<(&'static str, PathBuf)>,
 }
@@ -48,6 +54,7 @@ impl Surroundings {
             let reason = "not root: no file systems are made; tests that need them or root skip";
             report.lack("test file systems", reason);
             return Ok(Self {
+                pool: None,
                 scratch: Some(scratch),
                 variables,
             });
@@ -61,11 +68,19 @@ impl Surroundings {
             variables.push(("OBUILD_TEST_XFS", scratch.xfs(IMAGE_BYTES)?));
             Ok(())
         });
+        let mut pool = None;
+        report.check("zfs", || {
+            let made = Pool::create(scratch.path(), IMAGE_BYTES)?;
+            variables.push(("OBUILD_TEST_ZFS", made.name().into()));
+            pool = Some(made);
+            Ok(())
+        });
         report.check("Debian root", || {
             variables.push(("OBUILD_TEST_DEBIAN", debian::tar()?));
             Ok(())
         });
         Ok(Self {
+            pool,
             scratch: Some(scratch),
             variables,
         })

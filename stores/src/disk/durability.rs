@@ -115,8 +115,7 @@ impl Shared {
                 marks.push(mark);
             }
         }
-        rustix::fs::syncfs(self.place.descriptor())
-            .map_err(|errno| self.place.error("write out", ".", errno))?;
+        self.trees.sync(&self.place)?;
         for mark in &marks {
             self.place.unlink(&format!("provisional/{mark}"))?;
         }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The format file, by which a directory is known as a store, and the making of a new store.
 
-use crate::Error;
 use crate::place::Place;
 use crate::trees::Trees;
+use crate::{Error, Kind};
 use rustix::fs::IFlags;
 use std::fs;
 use std::io;
@@ -47,7 +47,12 @@ pub(super) fn open(path: &Path, trees: &mut dyn Trees, wait: Duration) -> Result
             if let Some(stranger) = stranger(&place)? {
                 return Err(unsuitable(format!(
                     "it is not a store, and not empty (it holds {stranger:?}): choose a new or empty \
-                     directory"
+                     {}",
+                    if kind == Kind::Zfs {
+                        "dataset"
+                    } else {
+                        "directory"
+                    }
                 )));
             }
             trees.probe(&place)?;
@@ -96,6 +101,15 @@ fn check(place: &Place, path: &Path, trees: &mut dyn Trees) -> Result<bool, Erro
             known: VERSION,
         });
     }
+    if found == "zfs" {
+        if kind == Kind::Zfs {
+            return Ok(true);
+        }
+        return Err(unsuitable(
+            "it holds a store of kind zfs: name its dataset (zfs:POOL/DATASET), or another directory"
+                .to_owned(),
+        ));
+    }
     if found != kind.name() {
         return Err(unsuitable(format!(
             "it holds a store of kind {found}: use {found}:{} or another directory",
@@ -113,7 +127,8 @@ fn stranger(place: &Place) -> Result<Option<String>, Error> {
         let ours = name == "lost+found"
             || name == format!("{FILE}.new")
             || name.starts_with(".probe-")
-            || name == "drafts" && place.names("drafts").is_ok_and(|drafts| drafts.is_empty());
+            || ["drafts", "trees", "cache-trees"].contains(&name.as_str())
+                && place.names(&name).is_ok_and(|below| below.is_empty());
         if !ours {
             return Ok(Some(name));
         }

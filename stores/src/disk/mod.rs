@@ -35,7 +35,8 @@ use crate::place::{Lock, Place};
 use crate::store::{CacheLease, Options, Snapshot, Space, Store, StoreUrl};
 use crate::trees::Trees;
 use crate::{Error, SnapshotId};
-use owner::{Owner, purpose, unique_name};
+pub(crate) use owner::unique_name;
+use owner::{Owner, purpose};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -111,13 +112,14 @@ impl Drop for Shared {
 }
 
 impl Disk {
-    /// Opens the store, or makes it where there is nothing; repairs what a crash left.
+    /// Opens the store in the directory `path`, or makes it where there is nothing; repairs what a crash left.
     pub(crate) fn open(
         url: &StoreUrl,
+        path: &Path,
         options: &Options,
         mut trees: Box<dyn Trees>,
     ) -> Result<Self, Error> {
-        let place = format::open(&url.path, trees.as_mut(), options.wait)?;
+        let place = format::open(path, trees.as_mut(), options.wait)?;
         let shared = Arc::new(Shared {
             state: place.path("state"),
             place,
@@ -163,10 +165,8 @@ impl Store for Disk {
     }
 
     fn get(&self, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
-        Ok(self
-            .shared
-            .whole(id)?
-            .map(|meta| self.shared.snapshot(id, &meta)))
+        let meta = self.shared.whole(id)?;
+        meta.map(|meta| self.shared.snapshot(id, &meta)).transpose()
     }
 
     fn remove(&self, id: SnapshotId) -> Result<(), Error> {
@@ -196,13 +196,7 @@ impl Store for Disk {
     }
 
     fn space(&self) -> Result<Space, Error> {
-        let place = &self.shared.place;
-        let statvfs = rustix::fs::fstatvfs(place.descriptor())
-            .map_err(|errno| place.error("look at", ".", errno))?;
-        Ok(Space {
-            total: statvfs.f_blocks * statvfs.f_frsize,
-            available: statvfs.f_bavail * statvfs.f_frsize,
-        })
+        self.shared.trees.space(&self.shared.place)
     }
 
     fn lease_cache(&self, name: &[u8], owner: (u32, u32)) -> Result<CacheLease, Error> {

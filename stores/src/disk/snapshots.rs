@@ -7,7 +7,6 @@ use super::owner::LiveDrafts;
 use super::stack::crowd;
 use crate::draft::Draft;
 use crate::store::Snapshot;
-use crate::trees::readable;
 use crate::{Error, SnapshotId, tree};
 use std::io;
 use std::sync::Arc;
@@ -105,12 +104,12 @@ impl Shared {
     }
 
     /// Describes a snapshot.
-    pub(super) fn snapshot(&self, id: SnapshotId, meta: &Meta) -> Snapshot {
-        Snapshot {
+    pub(super) fn snapshot(&self, id: SnapshotId, meta: &Meta) -> Result<Snapshot, Error> {
+        Ok(Snapshot {
             id,
             parent: meta.parent,
-            rootfs: readable(&self.place, &meta.layers(id)),
-        }
+            rootfs: self.trees.readable(&self.place, &meta.layers(id))?,
+        })
     }
 
     pub(super) fn prepare(
@@ -219,13 +218,13 @@ impl Shared {
                     let _lock = self.lock(true)?;
                     self.forget_child(parent, slot.id, &self.live_drafts()?)?;
                 }
-                return Ok(self.snapshot(id, &slot.meta));
+                return self.snapshot(id, &slot.meta);
             }
             if let Some(meta) = self.whole(id)? {
                 drop(renamed);
                 slot.throw_away()?;
                 self.place.unlink(&mark)?;
-                return Ok(self.snapshot(id, &meta));
+                return self.snapshot(id, &meta);
             }
             // What is left of a snapshot whose deletion was cut short.
             self.throw_away(&target)?;

@@ -15,6 +15,7 @@ mod processes;
 mod snapshots;
 mod subject;
 mod trees;
+mod zfs;
 
 /// Runs test functions against `all` kinds of store, or against the `persistent` ones: all but the one for tests.
 macro_rules! suite {
@@ -33,6 +34,7 @@ macro_rules! suite {
         crate::suite!(@ rsync_hardlink RSYNC_HARDLINK $($test)*);
         crate::suite!(@ rsync_hardlink_unsafe RSYNC_HARDLINK_UNSAFE $($test)*);
         crate::suite!(@ rsync_hardlink_by_program RSYNC_HARDLINK_BY_PROGRAM $($test)*);
+        crate::suite!(@ zfs ZFS $($test)*);
     };
     (@ $module:ident $subject:ident $($test:ident)*) => {
         mod $module {

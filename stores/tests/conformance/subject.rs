@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The stores under test, each in a directory of its own.
 
+use crate::zfs::TestDataset;
 use obuild_fixtures::{FileSystem, root, scratch, skip};
 use obuild_stores::{Memory, Options, RsyncMode, SnapshotId, Store, StoreUrl, open};
 use std::collections::HashMap;
@@ -91,12 +92,19 @@ pub(crate) const RSYNC_HARDLINK_BY_PROGRAM: Subject = Subject {
     }),
 };
 
+pub(crate) const ZFS: Subject = Subject {
+    kind: Some("zfs"),
+    file_system: FileSystem::Default,
+    rsync: None,
+};
+
 /// An open store and its directory.
 pub(crate) struct Fixture {
     pub(crate) store: Arc<dyn Store>,
     kind: Option<&'static str>,
     rsync: Option<Rsync>,
     directory: TempDir,
+    dataset: Option<TestDataset>,
 }
 
 const RSYNC: &str = "/usr/bin/rsync";
@@ -121,7 +129,15 @@ impl Subject {
             return None;
         }
         let directory = scratch(self.file_system)?;
+        let dataset = match self.kind {
+            Some("zfs") => Some(TestDataset::choose()?),
+            _ => None,
+        };
         let store: Arc<dyn Store> = match self.kind {
+            Some("zfs") => {
+                let url = dataset.as_ref().expect("it was chosen").url();
+                open(&url, &Options::default()).unwrap()
+            }
             None => Arc::new(Memory::create(directory.path()).unwrap()),
             Some(kind) => {
                 let url = url(kind, &directory.path().join("store"));
@@ -137,6 +153,7 @@ impl Subject {
             kind: self.kind,
             rsync: self.rsync,
             directory,
+            dataset,
         })
     }
 }
@@ -146,6 +163,8 @@ impl Fixture {
     pub(crate) fn path(&self) -> PathBuf {
         match self.kind {
             None => self.directory.path().to_owned(),
+            // Where the dataset is mounted.
+            Some("zfs") => self.store.state_dir().parent().unwrap().to_owned(),
             Some(_) => self.directory.path().join("store"),
         }
     }
@@ -156,10 +175,33 @@ impl Fixture {
     }
 
     pub(crate) fn url(&self) -> StoreUrl {
+        if let Some(dataset) = &self.dataset {
+            return dataset.url();
+        }
         url(
             self.kind.expect("only persistent stores have one"),
             &self.path(),
         )
+    }
+
+    /// Returns what the store calls itself.
+    pub(crate) fn named(&self) -> String {
+        match self.kind {
+            None => format!("memory:{}", self.path().display()),
+            Some(_) => self.url().to_string(),
+        }
+    }
+
+    /// Returns the URL of a store of the same kind that is not there yet, where `directory` is one that anybody may
+    /// write to.
+    pub(crate) fn another(&self, directory: PathBuf) -> StoreUrl {
+        let there = self.url();
+        let path = if self.dataset.is_some() {
+            there.path.join("another")
+        } else {
+            directory
+        };
+        StoreUrl { path, ..there }
     }
 
     pub(crate) fn is_btrfs(&self) -> bool {
@@ -174,6 +216,21 @@ impl Fixture {
     pub(crate) fn shares_nothing(&self) -> bool {
         self.rsync
             .is_some_and(|rsync| rsync.mode == RsyncMode::Copy)
+    }
+
+    /// Returns the nanoseconds that a file keeps of those it was given: zfs-fuse keeps none (its daemon sets times by
+    /// whole seconds), all others do, OpenZFS too.
+    pub(crate) fn nanoseconds(&self, given: u64) -> u64 {
+        if self.is_zfs_fuse() { 0 } else { given }
+    }
+
+    /// Returns whether the store is on zfs-fuse, which knows neither nanoseconds nor `chattr(1)`.
+    pub(crate) fn is_zfs_fuse(&self) -> bool {
+        self.dataset.is_some() && {
+            let statfs = rustix::fs::statfs(self.path()).unwrap();
+            // FUSE_SUPER_MAGIC: linux include/uapi/linux/magic.h.
+            statfs.f_type == 0x6573_5546
+        }
     }
 
     /// Opens the store once more.
@@ -216,6 +273,9 @@ impl Fixture {
         let path = self.path();
         drop(self.store);
         assert_eq!(leftovers(&path), Vec::<PathBuf>::new());
+        if let Some(dataset) = &self.dataset {
+            assert_eq!(dataset.leftovers(&path), Vec::<String>::new());
+        }
     }
 }
 
@@ -230,6 +290,8 @@ pub(crate) fn leftovers(path: &Path) -> Vec<PathBuf> {
         "caches",
         "trash",
         "state",
+        "trees",
+        "cache-trees",
     ];
     let mut found = Vec::new();
     let mut pending = vec![path.to_owned()];
