@@ -6,7 +6,7 @@
 use obuild_fixtures::{FileSystem, busybox_root, scratch};
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, HelperCommand, Native, NativeOptions, OverlayMount, Rootfs, Runc,
-    RuncOptions, Sandbox, Stdio, Upper,
+    RuncOptions, Sandbox, Stdio, Upper, UserOptions, UserSandbox,
 };
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,6 +16,9 @@ use tempfile::TempDir;
 #[macro_export]
 macro_rules! on_every_backend {
     ($($name:ident),* $(,)?) => {
+        mod user {
+            $(#[test] fn $name() { $crate::support::by_user(stringify!($name), super::$name); })*
+        }
         mod native {
             $(#[test] fn $name() { $crate::support::Tree::with("native", super::$name); })*
         }
@@ -23,6 +26,26 @@ macro_rules! on_every_backend {
             $(#[test] fn $name() { $crate::support::Tree::with("runc", super::$name); })*
         }
     };
+}
+
+/// What isolation by uid alone cannot do, by the tests that check it. `docs/src/sandboxes.md` has the same for people.
+pub const NOT_BY_USER: &[(&str, &str)] = &[];
+
+/// Runs a test on the user sandbox, unless the table above says why not.
+pub fn by_user(name: &str, test: fn(&Tree)) {
+    match NOT_BY_USER.iter().find(|(other, _)| *other == name) {
+        Some((_, reason)) => eprintln!("{name} does not apply to the user sandbox: {reason}"),
+        None => Tree::with("user", test),
+    }
+}
+
+/// Returns the build users whose homes are on the file system of the trees, or nothing after a loud skip.
+pub fn build_users() -> Vec<String> {
+    let Ok(users) = std::env::var("OBUILD_TEST_BUILD_USERS") else {
+        obuild_fixtures::skip("OBUILD_TEST_BUILD_USERS is not set (run `cargo xtask test`)");
+        return Vec::new();
+    };
+    users.split(',').map(ToOwned::to_owned).collect()
 }
 
 /// A sandbox and a busybox tree on a real disk, as a directory and as the lowest layer of an overlay.
@@ -45,6 +68,14 @@ pub fn open(backend: &str, scratch: &Path) -> Box<dyn Sandbox> {
     let helper = helper();
     match backend {
         "native" => Box::new(Native::open(NativeOptions { helper }).expect("native opens")),
+        "user" => Box::new(
+            UserSandbox::open(UserOptions {
+                helper,
+                users: build_users(),
+                state_dir: PathBuf::from("/var/lib/obuild-users"),
+            })
+            .expect("user opens"),
+        ),
         _ => Box::new(
             Runc::open(RuncOptions {
                 helper,
@@ -67,6 +98,9 @@ impl Tree {
             return obuild_fixtures::skip("needs runc");
         }
         if !obuild_fixtures::root() {
+            return;
+        }
+        if backend == "user" && build_users().is_empty() {
             return;
         }
         let Some(scratch) = scratch(FileSystem::Default) else {
