@@ -16,6 +16,7 @@ pub(crate) struct Config {
     pub(crate) store: Option<String>,
     pub(crate) sandbox: Option<SandboxKind>,
     pub(crate) runtime: Option<PathBuf>,
+    pub(crate) build_users: Option<Vec<String>>,
     pub(crate) jobs: Option<usize>,
     pub(crate) memory: Option<String>,
     pub(crate) cpus: Option<f64>,
