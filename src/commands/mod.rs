@@ -94,7 +94,7 @@ const BUILD_USERS: &str = if cfg!(target_os = "linux") {
 
 /// Refuses a store whose trees have to be mounted.
 fn check_trees(store: &dyn Store) -> Result<()> {
-    if store.url().kind == obuild_stores::Kind::Overlay {
+    if store.url().starts_with("overlay:") {
         return Err(Failure::usage(format!(
             "the user sandbox has no mounts, but the trees of {} have to be mounted",
             store.url()

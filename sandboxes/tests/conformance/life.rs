@@ -106,16 +106,20 @@ fn many_at_once(tree: &Tree) {
     });
 }
 
-/// Runs in an overlay of its own over the common tree.
+/// Runs in an overlay of its own over the common tree, or where there are none, in a tree of its own.
 fn run_in(tree: &Tree, command: &Command) -> (Exit, String) {
     let own = tempfile::tempdir_in(tree.scratch.path()).unwrap();
     let (upper, work) = (own.path().join("upper"), own.path().join("work"));
     fs_err::create_dir(&upper).unwrap();
     fs_err::create_dir(&work).unwrap();
-    let rootfs = Rootfs::Overlay(OverlayMount {
-        lower: vec![tree.lower()],
-        upper: Some(obuild_sandboxes::Upper { upper, work }),
-    });
+    let rootfs = if tree.backend() == "user" {
+        Rootfs::Directory(upper)
+    } else {
+        Rootfs::Overlay(OverlayMount {
+            lower: vec![tree.lower()],
+            upper: Some(obuild_sandboxes::Upper { upper, work }),
+        })
+    };
     tree.run(command, &rootfs).unwrap()
 }
 

@@ -29,7 +29,76 @@ macro_rules! on_every_backend {
 }
 
 /// What isolation by uid alone cannot do, by the tests that check it. `docs/src/sandboxes.md` has the same for people.
-pub const NOT_BY_USER: &[(&str, &str)] = &[];
+pub const NOT_BY_USER: &[(&str, &str)] = &[
+    (
+        "identity_of_the_host",
+        "a host name, processes and mounts of its own take namespaces",
+    ),
+    (
+        "orphans_are_reaped",
+        "it sees the host's processes, zombies and all",
+    ),
+    ("devices", "it sees the host's /dev"),
+    (
+        "capabilities",
+        "it runs as no root; `users::privileges` checks that there are none",
+    ),
+    ("hosts_and_resolvers", "it sees the host's /etc"),
+    ("networks", "a network of its own takes a namespace"),
+    ("fast_sync", "it takes a seccomp filter"),
+    (
+        "no_new_privileges",
+        "set-uid programs never work; `users::privileges` checks that",
+    ),
+    (
+        "users",
+        "every step runs as a build user; see `users::who_runs`",
+    ),
+    (
+        "unknown_users",
+        "the spec's user is not looked at; see `users::who_runs`",
+    ),
+    (
+        "working_directories",
+        "they are below the home; see `users::where_it_runs`",
+    ),
+    (
+        "missing_programs",
+        "programs are the host's; see `users::missing_programs`",
+    ),
+    (
+        "secrets",
+        "they are links below the home; see `users::secrets`",
+    ),
+    (
+        "caches",
+        "they are links below the home; see `users::caches`",
+    ),
+    ("file_and_overlay_mounts", "there are no mounts"),
+    ("tmpfs", "there are no mounts; see `users::scratch`"),
+    ("readonly_roots", "there are no mounts"),
+    ("many_layers_and_long_paths", "there are no overlays"),
+    (
+        "nothing_stays_in_a_directory",
+        "owners change; see `users::results_do_not_tell_who`",
+    ),
+    ("nothing_stays_in_an_overlay", "there are no overlays"),
+    (
+        "what_the_step_puts_into_a_mount_point_stays",
+        "see `users::secrets`",
+    ),
+    (
+        "features_are_told",
+        "there are no cgroups; see `users::features`",
+    ),
+    ("memory_limits", "there are no cgroups"),
+    (
+        "process_limits",
+        "there are no cgroups; see `users::process_limits`",
+    ),
+    ("processor_limits", "there are no cgroups"),
+    ("dead_callers_groups_are_removed", "there are no cgroups"),
+];
 
 /// Runs a test on the user sandbox, unless the table above says why not.
 pub fn by_user(name: &str, test: fn(&Tree)) {
@@ -144,6 +213,14 @@ impl Tree {
 
     pub fn directory(&self) -> Rootfs {
         Rootfs::Directory(self.lower())
+    }
+
+    /// Returns the tree in each of the forms that the backend takes.
+    pub fn roots(&self) -> Vec<Rootfs> {
+        match self.backend {
+            "user" => vec![self.directory()],
+            _ => vec![self.directory(), self.overlay()],
+        }
     }
 
     pub fn overlay(&self) -> Rootfs {
