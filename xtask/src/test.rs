@@ -3,8 +3,9 @@
 
 use crate::cmd::Cmd;
 use crate::filesystems::Scratch;
+use crate::reaper::Guard;
 use crate::report::Report;
-use crate::{debian, docs, examples, lint, packages, workspace};
+use crate::{accounts, debian, docs, examples, lint, packages, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         docs::checks(&mut report);
         surroundings.run_examples(&mut report);
     }
+    // Before the directories that their homes are in.
+    surroundings.accounts.clear();
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
     }
@@ -34,6 +37,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 
 /// What the tests find through `OBUILD_TEST_*`.
 struct Surroundings {
+    /// Deleted before the file systems go: fields are dropped in their order.
+    accounts: Vec<Guard>,
     scratch: Option<Scratch>,
     variables: Vec<(&'static str, PathBuf)>,
 }
@@ -47,6 +52,7 @@ impl Surroundings {
             let reason = "not root: no file systems are made; tests that need them or root skip";
             report.lack("test file systems", reason);
             return Ok(Self {
+                accounts: Vec::new(),
                 scratch: Some(scratch),
                 variables,
             });
@@ -64,7 +70,23 @@ impl Surroundings {
             variables.push(("OBUILD_TEST_DEBIAN", debian::tar()?));
             Ok(())
         });
+        // For the trees of the sandboxes' tests, and for stores on btrfs: a home is moved to where its tree is.
+        let mut accounts = Vec::new();
+        for (variable, count, file_system) in [
+            ("OBUILD_TEST_BUILD_USERS", 3, "plain"),
+            ("OBUILD_TEST_BUILD_USERS_BTRFS", 4, "btrfs"),
+        ] {
+            report.check("build users", || {
+                let homes = scratch.path().join(file_system).join("homes");
+                let prefix = format!("ob{}", &file_system[..1]);
+                let (names, guards) = accounts::create(&prefix, count, &homes)?;
+                accounts.extend(guards);
+                variables.push((variable, names.into()));
+                Ok(())
+            });
+        }
         Ok(Self {
+            accounts,
             scratch: Some(scratch),
             variables,
         })

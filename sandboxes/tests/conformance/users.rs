@@ -537,7 +537,10 @@ int main() {
                 .iter()
                 .any(|word| line.contains(word))
             };
-            let granted: Vec<&str> = output.lines().filter(|line| !refused(line)).collect();
+            let granted: Vec<&str> = output
+                .lines()
+                .filter(|line| !line.is_empty() && !refused(line))
+                .collect();
             assert_eq!(granted, Vec::<&str>::new(), "{output}");
             assert_eq!(running.join().unwrap().unwrap(), Exit::Cancelled);
         });
