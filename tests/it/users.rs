@@ -42,6 +42,16 @@ fn run<'a>(users: &'a str, spec: &'a str) -> Vec<&'a str> {
     ]
 }
 
+/// A build that does not outlive its test.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn finished(world: &World, arguments: &[&str]) -> String {
     let ran = world.run(arguments);
     assert_eq!(ran.status, 0, "{ran:#?}");
@@ -78,15 +88,19 @@ fn four_builds_run_at_once() {
     fs_err::set_permissions(&meet, std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
     let children: Vec<_> = (0..4)
         .map(|n| {
-            // Each ends only when all four are there.
+            // None ends before all four are there.
             let line = format!(
-                "(run (shell \"echo > {meet}/{n}; i=0; while test $(ls {meet} | wc -l) -lt 4; do i=$((i+1)); test $i -lt 200 || exit 1; sleep 0.05; done; id -un\"))"
+                "(run (shell \"echo > {meet}/{n}; i=0; until test -e {meet}/go; do i=$((i+1)); test $i -lt 200 || exit 1; sleep 0.05; done; id -un\"))"
             );
             let name = format!("spec-{n}.sexp");
             spec(&world, &name, &line);
             world.start(&run(&all, &name))
         })
         .collect();
+    wait_for("all four to run", || {
+        fs_err::read_dir(&meet).unwrap().count() == 4
+    });
+    fs_err::write(format!("{meet}/go"), "").unwrap();
     let ids: Vec<String> = children
         .into_iter()
         .map(|child| {
@@ -161,7 +175,7 @@ fn a_step_reaches_neither_the_store_nor_another_step() {
         "victim.sexp",
         &format!("(run (shell \"echo private > file; sleep {mark}\"))"),
     );
-    let mut victim = world.start(&run(&users[0], "victim.sexp"));
+    let mut victim = Killed(world.start(&run(&users[0], "victim.sexp")));
     wait_for("the victim to run", || process_runs(&mark));
     let store = world.path("store");
     let store = store.display();
@@ -171,18 +185,18 @@ fn a_step_reaches_neither_the_store_nor_another_step() {
         &format!(
             "(run (shell \"for d in drafts snapshots trash caches; do ls {store}/$d && echo REACHED; echo x > {store}/$d/x && echo REACHED; done; \
              find / -xdev -name file -path '*/{user}/*' 2>/dev/null | grep . && echo REACHED; \
-             pkill -9 -f {mark}; for p in $(ps -o pid= -U {user}); do kill -9 $p && echo REACHED; cat /proc/$p/environ && echo REACHED; ls /proc/$p/root && echo REACHED; done; true\"))",
+             pkill -9 -U {user} && echo REACHED; for p in $(ps -o pid= -U {user}); do kill -9 $p && echo REACHED; cat /proc/$p/environ && echo REACHED; ls /proc/$p/root && echo REACHED; done; true\"))",
             user = users[0]
         ),
     );
     let id = finished(&world, &run(&users[1], "attacker.sexp"));
     let log = world.ok(&["log", &id]);
     assert!(!log.contains("REACHED"), "{log}");
-    assert!(victim.try_wait().unwrap().is_none(), "the victim lives");
+    assert!(victim.0.try_wait().unwrap().is_none(), "the victim lives");
     assert!(process_runs(&mark));
     // SIGKILL: nothing of obuild's own can clean up, and yet everything ends.
-    victim.kill().unwrap();
-    victim.wait().unwrap();
+    victim.0.kill().unwrap();
+    victim.0.wait().unwrap();
     wait_for("the step to end", || !process_runs(&mark));
     let home = home(&users[0]);
     wait_for("the home to be empty again", || !Path::new(&home).exists());
