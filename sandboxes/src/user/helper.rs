@@ -236,12 +236,9 @@ fn step(
     let result =
         start(&launch, socket).and_then(|child| wait_for_end(child, &signals, socket, life));
     drop(launch);
-    let ended = leftovers::end_processes(account, true)
-        .trying(|| format!("end the processes of {}", account.name));
-    if let Err(failure) = ended {
-        // What still runs must not lose its user to another step: the lock file keeps its note.
-        return Err(failure);
-    }
+    // What still runs must not lose its user to another step: on a failure the lock file keeps its note.
+    leftovers::end_processes(account, true)
+        .trying(|| format!("end the processes of {}", account.name))?;
     leftovers::remove_files(account.uid);
     let tidied = stay.end(lock);
     let status = result?;

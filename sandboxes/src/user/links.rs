@@ -127,10 +127,6 @@ fn remove_one(parent: BorrowedFd<'_>, name: &[u8], kind: &Kind) -> io::Result<()
         if let Some(mode) = mode {
             rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700))?;
             // The umask has no say in what was there before.
-            #[allow(
-                clippy::useless_conversion,
-                reason = "the type differs between systems"
-            )]
             let mode = Mode::from_raw_mode(mode.try_into().unwrap_or(0o755));
             rustix::fs::chmodat(parent, name, mode, AtFlags::empty())?;
         }
@@ -138,12 +134,11 @@ fn remove_one(parent: BorrowedFd<'_>, name: &[u8], kind: &Kind) -> io::Result<()
     Ok(())
 }
 
+/// Makes a directory that is missing.
+type Missing<'a> = &'a mut dyn FnMut(BorrowedFd<'_>, &[u8], &[u8]) -> io::Result<()>;
+
 /// Opens a directory of the tree. `missing` is asked to make what is not there: it gets the directory, the name, and the whole path.
-fn descend(
-    root: BorrowedFd<'_>,
-    path: &[u8],
-    missing: &mut dyn FnMut(BorrowedFd<'_>, &[u8], &[u8]) -> io::Result<()>,
-) -> io::Result<OwnedFd> {
+fn descend(root: BorrowedFd<'_>, path: &[u8], missing: Missing<'_>) -> io::Result<OwnedFd> {
     let mut directory = root.try_clone_to_owned()?;
     let mut whole = BString::default();
     for part in parts(path)? {
@@ -209,7 +204,6 @@ fn keeping_times(
 
 #[allow(
     clippy::unnecessary_cast,
-    clippy::useless_conversion,
     clippy::cast_possible_wrap,
     reason = "the types differ between systems"
 )]

@@ -5,6 +5,10 @@
 //!
 //! The code below this module is POSIX but for what stands behind a `cfg`. What it shares with the other sandboxes and another system needs in
 //! a form of its own: `wire` and `step` (`SOCK_SEQPACKET`, memory files, descriptors of processes) and `cancel` (`eventfd`).
+#![allow(
+    clippy::useless_conversion,
+    reason = "the types of modes, link counts and times differ between systems"
+)]
 
 mod helper;
 mod launch;

@@ -190,7 +190,6 @@ fn is_directory(stat: &Stat) -> bool {
 }
 
 #[allow(
-    clippy::useless_conversion,
     clippy::unnecessary_cast,
     clippy::cast_sign_loss,
     reason = "the types differ between systems"

@@ -127,10 +127,6 @@ pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Returns a mode in the system's own type.
-#[allow(
-    clippy::useless_conversion,
-    reason = "the type differs between systems"
-)]
 pub(super) fn mode(bits: u32) -> Mode {
     Mode::from_raw_mode(bits.try_into().unwrap_or(0o700))
 }
