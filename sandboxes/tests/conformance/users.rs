@@ -196,7 +196,11 @@ mod tests {
         );
         assert_eq!(output.matches("hidden-value").count(), 1, "{output}");
         let path = Path::new(output.lines().last().unwrap());
-        assert!(path.starts_with("/dev/shm"), "in memory: {path:?}");
+        assert!(
+            path.starts_with("/dev/shm"),
+            "in memory: {}",
+            path.display()
+        );
         assert!(!path.parent().unwrap().exists(), "and gone");
         assert!(tree.lower().join("run/kept").exists());
         assert!(!tree.lower().join("run/secrets").exists());

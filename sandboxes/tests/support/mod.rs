@@ -101,6 +101,7 @@ pub const NOT_BY_USER: &[(&str, &str)] = &[
 ];
 
 /// Runs a test on the user sandbox, unless the table above says why not.
+#[expect(clippy::print_stderr, reason = "what does not apply must be seen")]
 pub fn by_user(name: &str, test: fn(&Tree)) {
     match NOT_BY_USER.iter().find(|(other, _)| *other == name) {
         Some((_, reason)) => eprintln!("{name} does not apply to the user sandbox: {reason}"),
