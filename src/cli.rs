@@ -120,6 +120,14 @@ pub(crate) struct SandboxOptions {
     /// The OCI runtime of the runc sandbox: a path or a name in PATH [default: runc]
     #[arg(long, value_name = "PATH")]
     pub(crate) runtime: Option<PathBuf>,
+    /// The build users of the user sandbox [default: the members of the group obuild]
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        env = "OBUILD_BUILD_USERS"
+    )]
+    pub(crate) build_users: Vec<String>,
 }
 
 /// The sandboxes.
@@ -130,6 +138,8 @@ pub(crate) enum SandboxKind {
     Native,
     /// Any OCI runtime
     Runc,
+    /// Build users: isolation by user id alone, for systems without namespaces
+    User,
 }
 
 /// How a build tells what it does.

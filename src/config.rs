@@ -18,6 +18,7 @@ pub(crate) struct Config {
     pub(crate) rsync_program: Option<PathBuf>,
     pub(crate) sandbox: Option<SandboxKind>,
     pub(crate) runtime: Option<PathBuf>,
+    pub(crate) build_users: Option<Vec<String>>,
     pub(crate) jobs: Option<usize>,
     pub(crate) memory: Option<String>,
     pub(crate) cpus: Option<f64>,

@@ -98,6 +98,7 @@ impl Sandbox for Native {
         let surroundings = Surroundings {
             cgroups: group.as_ref().map_or_else(Vec::new, Group::entries),
             runtime: None,
+            account: None,
         };
         let exit = step::run(&self.zygote, command, rootfs, stdio, cancel, surroundings)?;
         let out_of_memory = group.is_some_and(|group| group.was_out_of_memory());

@@ -9,6 +9,7 @@
     reason = "a task talks to the terminal: results on stdout, what it does on stderr"
 )]
 
+mod accounts;
 mod bench;
 mod bless;
 mod cmd;

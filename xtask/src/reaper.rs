@@ -39,6 +39,8 @@ pub(crate) enum Item {
     Pool(String),
     /// A directory tree to delete.
     Remove(PathBuf),
+    /// A user account to delete.
+    User(String),
 }
 
 impl Item {
@@ -49,6 +51,7 @@ impl Item {
             Self::Mount(path) => format!("mount {}", path.display()),
             Self::Pool(name) => format!("pool {name}"),
             Self::Remove(path) => format!("remove {}", path.display()),
+            Self::User(name) => format!("user {name}"),
         }
     }
 
@@ -60,6 +63,7 @@ impl Item {
             "mount" => Some(Self::Mount(rest.into())),
             "pool" => Some(Self::Pool(rest.to_owned())),
             "remove" => Some(Self::Remove(rest.into())),
+            "user" => Some(Self::User(rest.to_owned())),
             _ => None,
         }
     }
@@ -75,6 +79,7 @@ impl Item {
             Self::Mount(path) => unmount(path),
             Self::Pool(name) => crate::zfs::destroy(name),
             Self::Remove(path) => remove_tree(path),
+            Self::User(name) => remove_user(name),
         }
     }
 }
@@ -263,6 +268,23 @@ fn remove_tree(path: &Path) -> Result<()> {
     })
 }
 
+fn remove_user(name: &str) -> Result<()> {
+    retry(|| {
+        let output = Command::new("userdel")
+            .env("PATH", workspace::search_path())
+            .arg(name)
+            .output()
+            .context("run userdel")?;
+        // userdel(8): 6 is "specified user doesn't exist".
+        anyhow::ensure!(
+            output.status.success() || output.status.code() == Some(6),
+            "{}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(())
+    })
+}
+
 /// Tries for about three seconds: what has just been killed may hold a file a moment longer.
 fn retry(mut action: impl FnMut() -> Result<()>) -> Result<()> {
     let mut pause = Duration::from_millis(10);
@@ -303,6 +325,7 @@ mod tests {
             Item::Remove("/x".into()),
             Item::Pool("tank".to_owned()),
             Item::Cgroup("/sys/fs/cgroup/x".into()),
+            Item::User("name".to_owned()),
         ] {
             assert_eq!(Item::decode(&item.encode()), Some(item));
         }

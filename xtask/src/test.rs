@@ -3,9 +3,10 @@
 
 use crate::cmd::Cmd;
 use crate::filesystems::Scratch;
+use crate::reaper::Guard;
 use crate::report::Report;
 use crate::zfs::Pool;
-use crate::{debian, docs, examples, faults, lint, packages, workspace};
+use crate::{accounts, debian, docs, examples, faults, lint, packages, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -31,6 +32,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if let Some(pool) = surroundings.pool.take() {
         report.check("no pool left behind", || pool.close());
     }
+    // Before the directories that their homes are in.
+    surroundings.accounts.clear();
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
     }
@@ -41,6 +44,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 struct Surroundings {
     // Before the directory that its file is in.
     pool: Option<Pool>,
+    /// Deleted before the file systems go: fields are dropped in their order.
+    accounts: Vec<Guard>,
     scratch: Option<Scratch>,
     variables: Vec<(&'static str, PathBuf)>,
 }
@@ -55,6 +60,7 @@ impl Surroundings {
             report.lack("test file systems", reason);
             return Ok(Self {
                 pool: None,
+                accounts: Vec::new(),
                 scratch: Some(scratch),
                 variables,
             });
@@ -79,8 +85,24 @@ impl Surroundings {
             variables.push(("OBUILD_TEST_DEBIAN", debian::tar()?));
             Ok(())
         });
+        // For the trees of the sandboxes' tests, and for stores on btrfs: a home is moved to where its tree is.
+        let mut accounts = Vec::new();
+        for (variable, count, file_system) in [
+            ("OBUILD_TEST_BUILD_USERS", 3, "plain"),
+            ("OBUILD_TEST_BUILD_USERS_BTRFS", 4, "btrfs"),
+        ] {
+            report.check("build users", || {
+                let homes = scratch.path().join(file_system).join("homes");
+                let prefix = format!("ob{}", &file_system[..1]);
+                let (names, guards) = accounts::create(&prefix, count, &homes)?;
+                accounts.extend(guards);
+                variables.push((variable, names.into()));
+                Ok(())
+            });
+        }
         Ok(Self {
             pool,
+            accounts,
             scratch: Some(scratch),
             variables,
         })
