@@ -19,6 +19,14 @@ macro_rules! on_every_backend {
         mod user {
             $(#[test] fn $name() { $crate::support::by_user(stringify!($name), super::$name); })*
         }
+        $crate::on_namespaces!($($name),*);
+    };
+}
+
+/// As [`on_every_backend`], for what only a root, mounts and processes of a step's own can promise.
+#[macro_export]
+macro_rules! on_namespaces {
+    ($($name:ident),* $(,)?) => {
         mod native {
             $(#[test] fn $name() { $crate::support::Tree::with("native", super::$name); })*
         }
