@@ -121,6 +121,10 @@ fn what_is_provisional_is_told(fixture: &Fixture) {
 }
 
 fn a_snapshot_that_lost_its_files_is_made_again(fixture: &Fixture) {
+    // There it is a link to a dataset, which nobody removes by mistake; the dataset would stay.
+    if fixture.is_zfs() {
+        return;
+    }
     let store = &*fixture.store;
     let make = |name: &str| {
         commit(store, id(1), None, |tree| tree.write(name, ""));

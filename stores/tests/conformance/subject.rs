@@ -208,6 +208,10 @@ impl Fixture {
         self.kind == Some("btrfs")
     }
 
+    pub(crate) fn is_zfs(&self) -> bool {
+        self.kind == Some("zfs")
+    }
+
     pub(crate) fn is_overlay(&self) -> bool {
         self.kind == Some("overlay")
     }
