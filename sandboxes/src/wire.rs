@@ -92,6 +92,7 @@ pub(crate) enum Failure {
     Setup { action: String, errno: i32 },
     NoProgram { program: BString, reason: String },
     NoUser(BString),
+    Unmapped(String),
     Unavailable(String),
     Helper(String),
 }
@@ -111,6 +112,7 @@ impl Failure {
                 reason: clip(reason),
             },
             Self::NoUser(name) => Self::NoUser(clip_bytes(name)),
+            Self::Unmapped(reason) => Self::Unmapped(clip(reason)),
             Self::Unavailable(reason) => Self::Unavailable(clip(reason)),
             Self::Helper(reason) => Self::Helper(clip(reason)),
         }
@@ -126,6 +128,7 @@ impl From<Failure> for Error {
             },
             Failure::NoProgram { program, reason } => Self::NoProgram { program, reason },
             Failure::NoUser(name) => Self::NoUser(name),
+            Failure::Unmapped(reason) => Self::Unmapped(reason),
             Failure::Unavailable(reason) => Self::Unavailable {
                 sandbox: "runc",
                 reason,

@@ -4,7 +4,7 @@
 
 use super::private::{Private, is_readonly};
 use crate::sandbox::{Mount, MountSource, Network};
-use crate::tree::{Attributes, Kind, Tree, attach, bind, file_system};
+use crate::tree::{Attributes, Kind, Tree, attach, bind, bind_all, file_system};
 use crate::wire::{Failure, Streams, Trying};
 use bstr::ByteSlice;
 use rustix::fd::{AsFd, OwnedFd};
@@ -70,7 +70,8 @@ pub(super) fn place(
 /// Puts everything that is shown from the private directory into it, but for secrets.
 pub(super) fn fill(private: &Private, network: Network) -> Result<(), Failure> {
     let old = rustix::process::umask(Mode::empty());
-    for &(name, major, minor) in NODES {
+    let rootless = obuild_rootless::current().is_some();
+    for &(name, major, minor) in NODES.iter().filter(|_| !rootless) {
         let device = rustix::fs::makedev(major, minor);
         let mode = Mode::from_raw_mode(0o666);
         let directory = private.directory();
@@ -80,6 +81,28 @@ pub(super) fn fill(private: &Private, network: Network) -> Result<(), Failure> {
     rustix::process::umask(old);
     private.make_directory("empty")?;
     write_host_files(private, network)
+}
+
+/// Returns a device node: ours, or the host's in a user namespace, where nobody can make any.
+fn device(private: &Private, name: &str) -> Result<OwnedFd, Failure> {
+    if obuild_rootless::current().is_none() {
+        return private.show(name);
+    }
+    let path = format!("/dev/{name}");
+    bind(CWD, path.as_bytes(), Attributes::DEVICES.readonly())
+        .trying(|| format!("show the host's {path}"))
+}
+
+/// Returns the host's `/sys` for a step that has the host's network: in a user namespace, whose network it is not, the kernel lets nobody
+/// mount a sysfs for it. To be called before anything is mounted there.
+pub(super) fn host_sys(network: Network) -> Result<Option<OwnedFd>, Failure> {
+    if obuild_rootless::current().is_none() || network == Network::None {
+        return Ok(None);
+    }
+    let host = super::native::open_host("/sys")?;
+    bind_all(host.as_fd(), Attributes::NO_EXEC.readonly())
+        .trying(|| "show the host's /sys")
+        .map(Some)
 }
 
 /// Writes the files that tell the step about its host.
@@ -113,7 +136,12 @@ pub(super) fn host_files(
 }
 
 /// Mounts what every Linux program expects. Seals the private directory.
-pub(super) fn system(tree: &mut Tree, private: &Private, streams: &Streams) -> Result<(), Failure> {
+pub(super) fn system(
+    tree: &mut Tree,
+    private: &Private,
+    streams: &Streams,
+    host_sys: Option<OwnedFd>,
+) -> Result<(), Failure> {
     let proc = file_system("proc", &[], Attributes::NO_EXEC).trying(|| "make /proc")?;
     place(tree, &proc, b"/proc", Kind::Directory)?;
 
@@ -125,7 +153,7 @@ pub(super) fn system(tree: &mut Tree, private: &Private, streams: &Streams) -> R
     place(tree, &dev, b"/dev", Kind::Directory)?;
     private.seal()?;
     for &(name, _, _) in NODES {
-        attach_file(&dev, name, &private.show(name)?).trying(|| format!("mount /dev/{name}"))?;
+        attach_file(&dev, name, &device(private, name)?).trying(|| format!("mount /dev/{name}"))?;
     }
     if let Streams::Inherit {
         terminal: Some(path),
@@ -140,7 +168,10 @@ pub(super) fn system(tree: &mut Tree, private: &Private, streams: &Streams) -> R
         rustix::fs::symlinkat(*target, &dev, *name).trying(|| format!("make /dev/{name}"))?;
     }
     let options = [("gid", "5"), ("mode", "0620"), ("ptmxmode", "0666")];
-    let pts = file_system("devpts", &options, Attributes::DEVICES).trying(|| "make /dev/pts")?;
+    // A user namespace may lack the group, which is Debian's `tty`.
+    let known = obuild_rootless::owner(0, 5) == Ok((0, 5));
+    let options = &options[usize::from(!known)..];
+    let pts = file_system("devpts", options, Attributes::DEVICES).trying(|| "make /dev/pts")?;
     let mqueue = file_system("mqueue", &[], Attributes::NO_EXEC).trying(|| "make /dev/mqueue")?;
     for (name, mount) in [("pts", pts), ("mqueue", mqueue)] {
         attach_directory(&dev, name, &mount).trying(|| format!("mount /dev/{name}"))?;
@@ -150,7 +181,10 @@ pub(super) fn system(tree: &mut Tree, private: &Private, streams: &Streams) -> R
     rustix::fs::mkdirat(&dev, "shm", Mode::from_raw_mode(0o1777)).trying(|| "make /dev/shm")?;
     rustix::process::umask(old);
 
-    let sys = file_system("sysfs", &[], Attributes::NO_EXEC.readonly()).trying(|| "make /sys")?;
+    let sys = match host_sys {
+        Some(sys) => sys,
+        None => file_system("sysfs", &[], Attributes::NO_EXEC.readonly()).trying(|| "make /sys")?,
+    };
     place(tree, &sys, b"/sys", Kind::Directory)
 }
 
@@ -261,7 +295,11 @@ impl Protected {
             };
             let stat = rustix::fs::fstat(&point).trying(action)?;
             let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            let mount = private.show(if directory { "empty" } else { "null" })?;
+            let mount = if directory {
+                private.show("empty")?
+            } else {
+                device(private, "null")?
+            };
             attach(&mount, point.as_fd()).trying(action)?;
         }
         for path in &self.read_only {

@@ -3,7 +3,8 @@
 
 use super::init::Stdio;
 use super::private::{Private, is_readonly};
-use super::{Prepared, accounts, exec, mounts, programs};
+use super::{Prepared, accounts, exec, mounts, networks, programs};
+use crate::sandbox::Network;
 use crate::sys;
 use crate::tree::{Attributes, Kind, Tree, attach};
 use crate::wire::{self, Failure, Reply, Request, Trying};
@@ -37,10 +38,16 @@ pub(super) fn start(
     slot: &mut Option<Tree>,
 ) -> Result<Pid, Failure> {
     let command = &request.command;
-    // The process is in its network namespace already: see `networks`.
-    let namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    // But in a user namespace the process is in its network namespace already: see `networks`.
+    let network = obuild_rootless::current().is_some() && command.network == Network::None;
+    namespaces.set(UnshareFlags::NEWNET, network);
     sys::unshare(namespaces).trying(|| "make namespaces")?;
+    if network {
+        networks::loopback().trying(|| "make the loopback network")?;
+    }
     own_mounts()?;
+    let host_sys = mounts::host_sys(command.network)?;
     let cgroups = request
         .cgroups
         .iter()
@@ -63,7 +70,7 @@ pub(super) fn start(
         private.write(&format!("secret-{index}"), value, 0o400, owner)?;
     }
 
-    mounts::system(tree, &private, &request.streams)?;
+    mounts::system(tree, &private, &request.streams, host_sys)?;
     mounts::host_files(tree, &private, command.network)?;
     for (mount, kind, target) in extra {
         let point = tree.point(target, kind);

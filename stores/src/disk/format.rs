@@ -4,7 +4,7 @@
 use crate::place::Place;
 use crate::trees::Trees;
 use crate::{Error, Kind};
-use rustix::fs::IFlags;
+use rustix::fs::{IFlags, Mode};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -51,9 +51,14 @@ pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Pla
                 )));
             }
             trees.probe(&place)?;
+            if obuild_rootless::current().is_some() {
+                // A set-uid program of root's in a tree is the user's on the host: nobody else may come near it.
+                rustix::fs::fchmod(place.descriptor(), Mode::RWXU)
+                    .map_err(|errno| place.error("close to others", ".", errno))?;
+            }
             place.make_directory("drafts", 0o700)?;
             spread(&place)?;
-            place.replace(FILE, &format!("{kind} {VERSION}\n"), true)?;
+            place.replace(FILE, &format!("{kind} {VERSION}\n{}", ids()), true)?;
         }
     } else if !crate::sys::is_root() {
         trees.probe(&place)?;
@@ -75,7 +80,8 @@ fn check(place: &Place, path: &Path, kind: Kind) -> Result<bool, Error> {
         kind: kind.name(),
         reason,
     };
-    let parsed = text.trim_end().split_once(' ');
+    let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+    let parsed = first.trim_end().split_once(' ');
     let Some((found, Ok(version))) = parsed.map(|(kind, version)| (kind, version.parse::<u32>()))
     else {
         return Err(unsuitable(format!(
@@ -97,7 +103,32 @@ fn check(place: &Place, path: &Path, kind: Kind) -> Result<bool, Error> {
             path.display()
         )));
     }
+    if rest != ids() {
+        return Err(unsuitable(other_ids(rest)));
+    }
     Ok(true)
+}
+
+/// Returns the line by which a store in a user namespace names the ids that its files have on the host; nothing for root's stores.
+fn ids() -> String {
+    obuild_rootless::current().map_or_else(String::new, |mapping| format!("{mapping}\n"))
+}
+
+/// Says why a store with such a line cannot be used here: its files would belong to others than they should.
+fn other_ids(line: &str) -> String {
+    let line = line.trim_end();
+    match (line.is_empty(), obuild_rootless::current()) {
+        (true, _) => {
+            "it was made by root: run obuild as root, or choose another directory".to_owned()
+        }
+        (false, None) => format!(
+            "an ordinary user made it (ids: {line}): run obuild as that user, or choose another directory"
+        ),
+        (false, Some(mapping)) => format!(
+            "it was made when this user had other ids ({line}; now {mapping}): give back what has changed in \
+             /etc/subuid and /etc/subgid, or choose another directory"
+        ),
+    }
 }
 
 /// Returns something in the directory that no unfinished making of a store can have left.

@@ -9,7 +9,7 @@ mod size;
 mod whiteouts;
 
 pub(crate) use copy::{copy_attributes, copy_node};
-pub(crate) use merge::{Whiteouts, merge};
+pub(crate) use merge::{Whiteouts, merge, opaque_mark};
 pub(crate) use remove::{Subvolumes, remove};
 pub(crate) use size::{count, size};
 pub(crate) use whiteouts::prune_whiteouts;
