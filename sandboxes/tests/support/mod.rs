@@ -69,7 +69,9 @@ impl Tree {
         if backend == "runc" && !runtime && std::env::var_os("OBUILD_TEST_RUNTIME").is_none() {
             return obuild_fixtures::skip("needs runc");
         }
-        if !obuild_fixtures::root() {
+        if !obuild_fixtures::root()
+            || (backend == "runc" && !obuild_fixtures::may(obuild_fixtures::Privilege::Runtimes))
+        {
             return;
         }
         let Some(scratch) = scratch(FileSystem::Default) else {
