@@ -141,7 +141,7 @@ fn plan(uid: u32, gid: u32) -> Plan {
     }
 }
 
-/// Maps the user's own id to root's. user_namespaces(7): without privileges setgroups(2) must be given up first.
+/// Maps the user's own id to root's. `user_namespaces(7)`: without privileges setgroups(2) must be given up first.
 fn map_single(uid: u32, gid: u32) -> io::Result<()> {
     let write = |name: &str, text: String| {
         // The kernel takes a map by one write only.

@@ -2,7 +2,7 @@
 //! User namespaces: how an ordinary user becomes root of its own, and which ids there are then.
 //!
 //! A leaf that the other crates ask for one fact: whether this process is in a user namespace, and with which ids
-//! ([`current`], [`owner`]). Only the program itself calls [`enter`]. See user_namespaces(7) and
+//! ([`current`], [`owner`]). Only the program itself calls [`enter`]. See `user_namespaces(7)` and
 //! `docs/decisions/0006-rootless.md`.
 
 mod enter;

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::OnceLock;
 
-/// A line of `/proc/PID/uid_map`: user_namespaces(7).
+/// A line of `/proc/PID/uid_map`: `user_namespaces(7)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// The first id inside.
@@ -47,7 +47,7 @@ impl From<Unmapped> for io::Error {
 
 static CURRENT: OnceLock<Option<Mapping>> = OnceLock::new();
 
-/// `PROC_USER_INIT_INO`: linux v6.18 include/linux/proc_ns.h. The number of the namespace that all others are in.
+/// `PROC_USER_INIT_INO`: linux v6.18 `include/linux/proc_ns.h`. The number of the namespace that all others are in.
 const INITIAL: u64 = 0xEFFF_FFFD;
 
 /// Returns the ids of the process's user namespace; `None` in the initial one, where all ids are what they seem.

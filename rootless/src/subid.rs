@@ -3,7 +3,7 @@
 
 use crate::mapping::Extent;
 
-/// The kernel takes 340 extents: user_namespaces(7). No user has nearly as many.
+/// The kernel takes 340 extents: `user_namespaces(7)`. No user has nearly as many.
 const MOST: usize = 300;
 
 /// Returns the map of a user: its own id as root's, and its ranges after that; `None` when it has no range.

@@ -44,7 +44,7 @@ pub(crate) fn unshare_user_and_mounts() -> io::Result<()> {
     }
 }
 
-/// Returns the name of a user: getpwuid_r(3), which asks all the databases that the system has.
+/// Returns the name of a user: `getpwuid_r(3)`, which asks all the databases that the system has.
 pub(crate) fn user_name(uid: u32) -> Option<String> {
     let mut buffer = vec![0 as libc::c_char; 16 << 10];
     let mut entry = std::mem::MaybeUninit::<libc::passwd>::uninit();

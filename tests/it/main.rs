@@ -15,5 +15,6 @@ mod commands;
 mod copies;
 mod crashes;
 mod harness;
+mod rootless;
 mod secrets;
 mod sharing;

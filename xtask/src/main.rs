@@ -22,6 +22,7 @@ mod lint;
 mod packages;
 mod reaper;
 mod report;
+mod rootless;
 mod test;
 mod workspace;
 

@@ -37,6 +37,8 @@ pub(crate) enum Item {
     Mount(PathBuf),
     /// A directory tree to delete.
     Remove(PathBuf),
+    /// A user of the system.
+    User(String),
 }
 
 impl Item {
@@ -46,6 +48,7 @@ impl Item {
             Self::Cgroup(path) => format!("cgroup {}", path.display()),
             Self::Mount(path) => format!("mount {}", path.display()),
             Self::Remove(path) => format!("remove {}", path.display()),
+            Self::User(name) => format!("user {name}"),
         }
     }
 
@@ -56,6 +59,7 @@ impl Item {
             "cgroup" => Some(Self::Cgroup(rest.into())),
             "mount" => Some(Self::Mount(rest.into())),
             "remove" => Some(Self::Remove(rest.into())),
+            "user" => Some(Self::User(rest.into())),
             _ => None,
         }
     }
@@ -70,6 +74,7 @@ impl Item {
             Self::Cgroup(path) => remove_cgroup(path),
             Self::Mount(path) => unmount(path),
             Self::Remove(path) => remove_tree(path),
+            Self::User(name) => remove_user(name),
         }
     }
 }
@@ -257,6 +262,24 @@ fn remove_tree(path: &Path) -> Result<()> {
     })
 }
 
+/// Removes a user with its subordinate ids; one that is not there is no error.
+fn remove_user(name: &str) -> Result<()> {
+    // userdel(8): 6 is "specified user doesn't exist". What was just killed may still be the user's.
+    retry(|| {
+        let output = Command::new("userdel")
+            .env("PATH", workspace::search_path())
+            .arg(name)
+            .output()
+            .context("run userdel")?;
+        anyhow::ensure!(
+            output.status.success() || output.status.code() == Some(6),
+            "{}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(())
+    })
+}
+
 /// Tries for about three seconds: what has just been killed may hold a file a moment longer.
 fn retry(mut action: impl FnMut() -> Result<()>) -> Result<()> {
     let mut pause = Duration::from_millis(10);
@@ -296,6 +319,7 @@ mod tests {
             Item::Mount("/a b/c".into()),
             Item::Remove("/x".into()),
             Item::Cgroup("/sys/fs/cgroup/x".into()),
+            Item::User("obuild-r1".to_owned()),
         ] {
             assert_eq!(Item::decode(&item.encode()), Some(item));
         }

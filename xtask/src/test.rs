@@ -4,6 +4,7 @@
 use crate::cmd::Cmd;
 use crate::filesystems::Scratch;
 use crate::report::Report;
+use crate::rootless::{self, Users};
 use crate::{debian, docs, examples, lint, packages, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -23,8 +24,16 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     }
     report.check("tests", || cargo_test(arguments, &surroundings));
     if arguments.is_empty() {
+        if let (Some(scratch), Some(users)) = (&surroundings.scratch, &surroundings.users) {
+            report.check("suites as ordinary users", || {
+                rootless::run_suites(scratch, users)
+            });
+        }
         docs::checks(&mut report);
         surroundings.run_examples(&mut report);
+    }
+    if let Some(users) = surroundings.users.take() {
+        report.check("users removed", || users.close());
     }
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
@@ -35,6 +44,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 /// What the tests find through `OBUILD_TEST_*`.
 struct Surroundings {
     scratch: Option<Scratch>,
+    users: Option<Users>,
     variables: Vec<(&'static str, PathBuf)>,
 }
 
@@ -48,6 +58,7 @@ impl Surroundings {
             report.lack("test file systems", reason);
             return Ok(Self {
                 scratch: Some(scratch),
+                users: None,
                 variables,
             });
         }
@@ -64,8 +75,18 @@ impl Surroundings {
             variables.push(("OBUILD_TEST_DEBIAN", debian::tar()?));
             Ok(())
         });
+        let mut users = None;
+        report.check("users", || {
+            let made = Users::create(&scratch)?;
+            for (variable, name) in &made.names {
+                variables.push((variable, name.into()));
+            }
+            users = Some(made);
+            Ok(())
+        });
         Ok(Self {
             scratch: Some(scratch),
+            users,
             variables,
         })
     }
