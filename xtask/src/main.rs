@@ -47,7 +47,7 @@ const TASKS: &[Task] = &[
     Task {
         name: "test",
         arguments: "[CARGO TEST ARGUMENTS]",
-        summary: "set up what tests need and run every check; with arguments only `cargo test` with them",
+        summary: "set up what tests need and run every check; with arguments only `cargo test` with them (--as-users: only suites without root)",
         run: test::run,
     },
     Task {

@@ -12,7 +12,11 @@ use std::path::{Path, PathBuf};
 /// Size of the images of the test file systems; they are sparse.
 const IMAGE_BYTES: u64 = 8 << 30;
 
-/// Runs the task. With arguments it runs only `cargo test` with them, in the same surroundings.
+/// The argument that asks for the suites as ordinary users only.
+const AS_USERS: &str = "--as-users";
+
+/// Runs the task. With arguments it runs only `cargo test` with them, in the same surroundings; with `--as-users` alone, only the suites as
+/// ordinary users.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let mut report = Report::default();
     if arguments.is_empty() {
@@ -22,13 +26,18 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if arguments.is_empty() {
         lint::compiled(&mut report);
     }
-    report.check("tests", || cargo_test(arguments, &surroundings));
+    let as_users = arguments == [AS_USERS];
+    if !as_users {
+        report.check("tests", || cargo_test(arguments, &surroundings));
+    }
+    if (arguments.is_empty() || as_users)
+        && let (Some(scratch), Some(users)) = (&surroundings.scratch, &surroundings.users)
+    {
+        report.check("suites as ordinary users", || {
+            rootless::run_suites(scratch, users)
+        });
+    }
     if arguments.is_empty() {
-        if let (Some(scratch), Some(users)) = (&surroundings.scratch, &surroundings.users) {
-            report.check("suites as ordinary users", || {
-                rootless::run_suites(scratch, users)
-            });
-        }
         docs::checks(&mut report);
         surroundings.run_examples(&mut report);
     }
