@@ -29,9 +29,15 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Where results are kept: overlay:PATH or btrfs:PATH [default: the best that the data directory allows]
+    /// Where results are kept: overlay:PATH, btrfs:PATH, zfs:POOL/DATASET, xfs:PATH or rsync:PATH [default: the best that the data directory allows]
     #[arg(long, global = true, value_name = "KIND:PATH", env = "OBUILD_STORE")]
     pub(crate) store: Option<String>,
+    /// How an rsync store saves room; needed only to make one
+    #[arg(long, global = true, value_name = "MODE")]
+    pub(crate) rsync_mode: Option<RsyncMode>,
+    /// Let an rsync store copy with this program instead of by itself
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
+    pub(crate) rsync_program: Option<PathBuf>,
     /// Read this configuration file instead of the default one
     #[arg(long, global = true, value_name = "FILE", env = "OBUILD_CONFIG", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
@@ -41,6 +47,19 @@ pub(crate) struct Global {
     /// Tell more; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+}
+
+/// The modes of an rsync store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum RsyncMode {
+    /// Every result is complete in itself
+    Copy,
+    /// Unchanged files are hard links to the parent's; contents are compared
+    Hardlink,
+    /// The same, trusting sizes and times
+    #[value(alias = "hardlink_unsafe")]
+    HardlinkUnsafe,
 }
 
 /// Auto, always or never.
@@ -103,6 +122,14 @@ pub(crate) struct SandboxOptions {
     /// The OCI runtime of the runc sandbox: a path or a name in PATH [default: runc]
     #[arg(long, value_name = "PATH")]
     pub(crate) runtime: Option<PathBuf>,
+    /// The build users of the user sandbox [default: the members of the group obuild]
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        env = "OBUILD_BUILD_USERS"
+    )]
+    pub(crate) build_users: Vec<String>,
 }
 
 /// The sandboxes.
@@ -113,6 +140,8 @@ pub(crate) enum SandboxKind {
     Native,
     /// Any OCI runtime
     Runc,
+    /// Build users: isolation by user id alone, for systems without namespaces
+    User,
 }
 
 /// How a build tells what it does.

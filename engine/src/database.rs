@@ -54,6 +54,8 @@ PRAGMA user_version = 1;
 #[derive(Debug)]
 pub(crate) struct Database {
     path: PathBuf,
+    /// Which file it was when it was opened: device and inode.
+    file: Option<(u64, u64)>,
     connection: Mutex<SqliteConnection>,
 }
 
@@ -88,18 +90,7 @@ impl Database {
         };
         match opened {
             Err(Error::Database { source, .. }) if is_damaged(&source) => {
-                let aside =
-                    path.with_extension(format!("damaged-{}", milliseconds(SystemTime::now())));
-                tracing::warn!(path = %path.display(), aside = %aside.display(), "the database is damaged; starting a new one");
-                for suffix in ["", "-wal", "-shm"] {
-                    let with = |base: &Path| {
-                        let mut name = base.as_os_str().to_owned();
-                        name.push(suffix);
-                        PathBuf::from(name)
-                    };
-                    // A missing -wal or -shm is the normal case.
-                    let _ = fs_err::rename(with(path), with(&aside));
-                }
+                put_aside(path);
                 Self::try_open(path).await
             }
             other => other,
@@ -144,11 +135,16 @@ impl Database {
         }
         Ok(Self {
             path: path.to_owned(),
+            file: identity(path),
             connection: Mutex::new(connection),
         })
     }
 
     fn fail(&self, source: sqlx::Error) -> Error {
+        // Damage may show late. Another process may have put the file aside by now.
+        if is_damaged(&source) && self.file.is_some() && identity(&self.path) == self.file {
+            put_aside(&self.path);
+        }
         Error::Database {
             path: self.path.clone(),
             source,
@@ -353,6 +349,27 @@ impl Database {
         .map_err(|e| self.fail(e))?;
         Ok(())
     }
+}
+
+/// Gives a damaged database another name, so that the next to open it begins a new one.
+fn put_aside(path: &Path) {
+    let aside = path.with_extension(format!("damaged-{}", milliseconds(SystemTime::now())));
+    tracing::warn!(path = %path.display(), aside = %aside.display(), "the database is damaged; starting a new one");
+    for suffix in ["", "-wal", "-shm"] {
+        let with = |base: &Path| {
+            let mut name = base.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        // A missing -wal or -shm is the normal case.
+        let _ = fs_err::rename(with(path), with(&aside));
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs_err::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 /// Writes ids as a JSON array, for `json_each`.

@@ -414,6 +414,10 @@ fn discard(store: &dyn Store, draft: Draft) {
 pub fn sandbox_rootfs(rootfs: &obuild_stores::Rootfs) -> obuild_sandboxes::Rootfs {
     match rootfs {
         obuild_stores::Rootfs::Directory(path) => obuild_sandboxes::Rootfs::Directory(path.clone()),
+        // Whoever runs something in it holds it open, which keeps it mounted.
+        obuild_stores::Rootfs::Dataset(dataset) => {
+            obuild_sandboxes::Rootfs::Directory(dataset.mount_point().to_owned())
+        }
         obuild_stores::Rootfs::Overlay(mount) => {
             obuild_sandboxes::Rootfs::Overlay(obuild_sandboxes::OverlayMount {
                 lower: mount.lower.clone(),

@@ -3,7 +3,7 @@
 //!
 //! A leaf that the other crates ask for one fact: whether this process is in a user namespace, and with which ids
 //! ([`current`], [`owner`]). Only the program itself calls [`enter`]. See `user_namespaces(7)` and
-//! `docs/decisions/0006-rootless.md`.
+//! `docs/decisions/0009-rootless.md`.
 
 mod enter;
 mod mapping;

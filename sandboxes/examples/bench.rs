@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a step costs: runs `true` many times in a busybox tree and prints wall and processor time a run.
 //!
-//! `cargo run --release -p obuild-sandboxes --example bench -- [RUNS] [RUNC]` as root, on a machine that does nothing else. With a second
-//! argument the OCI runtime of that path is measured too.
+//! `cargo run --release -p obuild-sandboxes --example bench -- [RUNS] [RUNC] [USER]` as root, on a machine that does nothing else. With a second
+//! argument the OCI runtime of that path is measured too, with a third the user sandbox with that build user.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use obuild_fixtures::{FileSystem, busybox_root, scratch};
 use obuild_sandboxes::{
     Cancel, Command, HelperCommand, Native, NativeOptions, Network, OverlayMount, Rootfs, Runc,
-    RuncOptions, Sandbox, Stdio, Upper,
+    RuncOptions, Sandbox, Stdio, Upper, UserOptions, UserSandbox,
 };
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let first = args.next();
+    // The user sandbox's helper gets one more argument.
     if first.as_deref().is_some_and(|first| first == "helper") {
         return obuild_sandboxes::helper::main();
     }
@@ -69,7 +70,27 @@ fn main() -> ExitCode {
     ] {
         measure(&format!("native, {name}"), &native, rootfs, network, runs);
     }
-    if let Some(runtime) = args.next() {
+    let (runtime, user) = (args.next(), args.next());
+    if let Some(user) = user.and_then(|user| user.into_string().ok()) {
+        let options = UserOptions {
+            helper: helper.clone(),
+            users: vec![user],
+            state_dir: "/var/lib/obuild-users".into(),
+        };
+        let sandbox = UserSandbox::open(options).expect("the build user can be used");
+        fs_err::create_dir(path("empty")).expect("a directory");
+        fs_err::create_dir(path("many")).expect("a directory");
+        for number in 0..1000 {
+            fs_err::write(path(&format!("many/{number}")), "").expect("a file");
+        }
+        for (name, tree) in [("empty home", "empty"), ("home of 1000 files", "many")] {
+            let mut command = Command::new(["/bin/busybox", "true"]);
+            command.network = Network::Host;
+            let tree = Rootfs::Directory(path(tree));
+            run_often(&format!("user, {name}"), &sandbox, &tree, &command, runs);
+        }
+    }
+    if let Some(runtime) = runtime.filter(|runtime| !runtime.is_empty()) {
         let options = RuncOptions {
             helper,
             runtime: runtime.into(),
@@ -90,10 +111,14 @@ fn main() -> ExitCode {
 fn measure(name: &str, sandbox: &dyn Sandbox, rootfs: &Rootfs, network: Network, runs: u32) {
     let mut command = Command::new(["/bin/true"]);
     command.network = network;
+    run_often(name, sandbox, rootfs, &command, runs);
+}
+
+fn run_often(name: &str, sandbox: &dyn Sandbox, rootfs: &Rootfs, command: &Command, runs: u32) {
     let cancel = Cancel::new().expect("a cancellation");
     report(name, runs, || {
         sandbox
-            .run(&command, rootfs, Stdio::Capture(&mut |_| {}), &cancel)
+            .run(command, rootfs, Stdio::Capture(&mut |_| {}), &cancel)
             .expect("it runs");
     });
 }

@@ -17,6 +17,7 @@ mod step;
 mod sys;
 mod terminal;
 mod tree;
+mod user;
 mod wire;
 mod zygote;
 
@@ -27,4 +28,5 @@ pub use sandbox::{
     Command, Error, Exit, Features, Limits, Mount, MountSource, Network, OverlayMount, Rootfs,
     Sandbox, Secret, Stdio, Upper, User,
 };
+pub use user::{UserOptions, UserSandbox};
 pub use zygote::HelperCommand;

@@ -6,7 +6,7 @@ use crate::cgroup::{Cgroups, Group};
 use crate::sandbox::{Command, Error, Exit, Features, Rootfs, Sandbox, Stdio, User};
 use crate::step::{self, Surroundings};
 use crate::zygote::{HelperCommand, Zygote};
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 
 /// How to open a [`Native`] sandbox.
 #[derive(Clone, Debug)]
@@ -19,7 +19,8 @@ pub struct NativeOptions {
 #[derive(Debug)]
 pub struct Native {
     zygote: Zygote,
-    cgroups: Cgroups,
+    /// Looked for with the first command: a build that finds everything cached needs none.
+    cgroups: OnceLock<Cgroups>,
 }
 
 const NAME: &str = "native";
@@ -35,13 +36,21 @@ impl Native {
         }
         Ok(Self {
             zygote: Zygote::new(options.helper),
-            cgroups: Cgroups::open(NAME)?,
+            cgroups: OnceLock::new(),
         })
     }
 
     /// Starts the helper now, so that the first command need not wait for it.
     pub fn prepare(&self) -> Result<(), Error> {
         self.zygote.prepare()
+    }
+
+    fn cgroups(&self) -> Result<&Cgroups, Error> {
+        if let Some(cgroups) = self.cgroups.get() {
+            return Ok(cgroups);
+        }
+        let found = Cgroups::open(NAME)?;
+        Ok(self.cgroups.get_or_init(|| found))
     }
 
     /// Returns the helper's process id, if it runs.
@@ -75,6 +84,10 @@ impl Sandbox for Native {
         } else {
             "as many layers as fit a page (Linux before 6.7)"
         };
+        let cgroups = match self.cgroups() {
+            Ok(cgroups) => cgroups.describe(),
+            Err(error) => error.to_string(),
+        };
         let note = |name: &str, value: String| (name.to_owned(), value);
         let user = if obuild_rootless::current().is_some() {
             "user, "
@@ -87,7 +100,7 @@ impl Sandbox for Native {
                     "isolation",
                     format!("{user}pid, mount, ipc, uts, net, cgroup namespaces; seccomp"),
                 ),
-                note("cgroup", self.cgroups.describe()),
+                note("cgroup", cgroups),
                 note("overlay", overlay.to_owned()),
             ],
         }
@@ -101,10 +114,11 @@ impl Sandbox for Native {
         cancel: &Cancel,
     ) -> Result<Exit, Error> {
         tell_of_single_id(&command.user);
-        let group = self.cgroups.create(&command.limits)?;
+        let group = self.cgroups()?.create(&command.limits)?;
         let surroundings = Surroundings {
             cgroups: group.as_ref().map_or_else(Vec::new, Group::entries),
             runtime: None,
+            account: None,
         };
         let exit = step::run(&self.zygote, command, rootfs, stdio, cancel, surroundings)?;
         let out_of_memory = group.is_some_and(|group| group.was_out_of_memory());

@@ -163,6 +163,7 @@ impl Sandbox for Runc {
                 cgroup,
                 swap,
             }),
+            account: None,
         };
         let exit = step::run(&self.zygote, command, rootfs, stdio, cancel, surroundings)?;
         Ok(match exit {

@@ -4,6 +4,7 @@
 use crate::Cancel;
 use crate::sandbox::{Command, Error, Exit, Rootfs, Stdio};
 use crate::terminal::Terminal;
+use crate::user::Account;
 use crate::wire::{self, Failure, Received, Reply, Request, Runtime, Streams};
 use crate::zygote::Zygote;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -28,6 +29,8 @@ pub(crate) struct Surroundings {
     /// `cgroup.procs` files that the command has to enter.
     pub(crate) cgroups: Vec<PathBuf>,
     pub(crate) runtime: Option<Runtime>,
+    /// The build user, with its lock.
+    pub(crate) account: Option<(Account, OwnedFd)>,
 }
 
 /// Runs a step to its end.
@@ -48,7 +51,7 @@ pub(crate) fn run(
 }
 
 /// Refuses what no kernel call can express.
-fn check(command: &Command) -> Result<(), Error> {
+pub(crate) fn check(command: &Command) -> Result<(), Error> {
     let refuse = |what: &str| {
         Err(Error::Setup {
             action: format!("run a command with {what}"),
@@ -172,6 +175,10 @@ fn begin<'a>(
         })?;
         sent.push(file);
     }
+    let account = surroundings.account.map(|(account, lock)| {
+        sent.push(lock);
+        account
+    });
     let request = Request {
         command: command.clone(),
         rootfs: rootfs.clone(),
@@ -179,6 +186,7 @@ fn begin<'a>(
         streams,
         cgroups: surroundings.cgroups,
         runtime: surroundings.runtime,
+        account,
     };
     let descriptors: Vec<BorrowedFd<'_>> = sent.iter().map(AsFd::as_fd).collect();
     zygote.send(&request, &descriptors)?;

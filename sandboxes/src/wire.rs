@@ -5,6 +5,7 @@
 //! travel in a memory file. Replies come from the step's own init process, on a socket that belongs to that step alone.
 
 use crate::sandbox::{Command, Error, Network, Rootfs};
+use crate::user::Account;
 use bstr::BString;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -23,8 +24,8 @@ const PACKET_BYTES: usize = 8 * 1024;
 /// The longest part of a reply that comes from the outside.
 const QUOTED_BYTES: usize = 1024;
 
-/// Most descriptors in one packet: step, three streams, secrets, request.
-const PACKET_DESCRIPTORS: usize = 6;
+/// Most descriptors in one packet: step, three streams, secrets, a build user's lock, request.
+const PACKET_DESCRIPTORS: usize = 7;
 
 /// One step to run.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,12 +39,14 @@ pub(crate) struct Request {
     pub(crate) cgroups: Vec<PathBuf>,
     /// The OCI runtime to use; `None` is the native sandbox.
     pub(crate) runtime: Option<Runtime>,
+    /// The build user of the user sandbox. Its lock is the last descriptor.
+    pub(crate) account: Option<Account>,
 }
 
 impl Request {
     /// Returns whether the step gets its network namespace from the helper; a runtime makes its own.
     fn own_network(&self) -> bool {
-        self.runtime.is_none() && self.command.network == Network::None
+        self.runtime.is_none() && self.account.is_none() && self.command.network == Network::None
     }
 }
 
@@ -89,12 +92,20 @@ pub(crate) enum Reply {
 /// Why a command could not be run; the form of [`Error`] that can be sent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Failure {
-    Setup { action: String, errno: i32 },
-    NoProgram { program: BString, reason: String },
+    Setup {
+        action: String,
+        errno: i32,
+    },
+    NoProgram {
+        program: BString,
+        reason: String,
+    },
     NoUser(BString),
     Unmapped(String),
     Unavailable(String),
     Helper(String),
+    /// As `Unavailable`, of the user sandbox.
+    NotByUser(String),
 }
 
 impl Failure {
@@ -115,6 +126,7 @@ impl Failure {
             Self::Unmapped(reason) => Self::Unmapped(clip(reason)),
             Self::Unavailable(reason) => Self::Unavailable(clip(reason)),
             Self::Helper(reason) => Self::Helper(clip(reason)),
+            Self::NotByUser(reason) => Self::NotByUser(clip(reason)),
         }
     }
 }
@@ -134,6 +146,10 @@ impl From<Failure> for Error {
                 reason,
             },
             Failure::Helper(reason) => Self::Helper(reason),
+            Failure::NotByUser(reason) => Self::Unavailable {
+                sandbox: "user",
+                reason,
+            },
         }
     }
 }
@@ -172,7 +188,9 @@ pub(crate) fn memory_file(name: &str, content: &[&[u8]]) -> io::Result<OwnedFd> 
 /// Returns what a memory file holds.
 pub(crate) fn read_all(file: OwnedFd) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    std::fs::File::from(file).read_to_end(&mut content)?;
+    let mut file = std::fs::File::from(file);
+    file.rewind()?;
+    file.read_to_end(&mut content)?;
     Ok(content)
 }
 
@@ -226,6 +244,21 @@ impl Parcel {
             Some(socket) => socket.try_clone(),
             None => Err(io::Error::other("a request without a socket")),
         }
+    }
+
+    /// Closes its descriptors, the step's socket last: who waits for its end finds all others closed.
+    pub(crate) fn close(mut self) {
+        while self.descriptors.pop().is_some() {}
+    }
+
+    /// Decodes a copy; this one can be opened again.
+    pub(crate) fn open_copy(&self) -> io::Result<(Request, Vec<OwnedFd>)> {
+        let copies = self.descriptors.iter().map(OwnedFd::try_clone);
+        let copy = Self {
+            packet: self.packet.clone(),
+            descriptors: copies.collect::<io::Result<_>>()?,
+        };
+        copy.open()
     }
 
     /// Returns whether the step's processes are to be in a network namespace of their own from the start.
@@ -362,6 +395,7 @@ mod tests {
             streams: Streams::Capture,
             cgroups: Vec::new(),
             runtime: None,
+            account: None,
         };
         send_request(left.as_fd(), &request, &[right.as_fd()]).expect("sent");
         let parcel = receive_request(right.as_fd())

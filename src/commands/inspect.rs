@@ -27,6 +27,7 @@ pub(crate) fn run(global: &Global, options: &Id) -> Result<()> {
         .get(id)?
         .map(|snapshot| match snapshot.rootfs {
             Rootfs::Directory(path) => json!({"directory": path}),
+            Rootfs::Dataset(dataset) => json!({"dataset": dataset.name()}),
             Rootfs::Overlay(mount) => json!({"overlay": {"lower": mount.lower}}),
         });
     let log = engine.log_path(id);

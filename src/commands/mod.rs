@@ -24,7 +24,9 @@ use crate::config::Config;
 use crate::failure::Failure;
 use anyhow::Result;
 use obuild_engine::Engine;
-use obuild_sandboxes::{HelperCommand, Native, NativeOptions, Runc, RuncOptions, Sandbox};
+use obuild_sandboxes::{
+    HelperCommand, Native, NativeOptions, Runc, RuncOptions, Sandbox, UserOptions, UserSandbox,
+};
 use obuild_specs::Spec;
 use obuild_stores::Store;
 use std::ffi::OsString;
@@ -80,8 +82,28 @@ pub(crate) fn open_store(global: &Global, config: &Config) -> Result<Arc<dyn Sto
     let url = config.store_url(global)?;
     Ok(obuild_stores::open(
         &url,
-        &obuild_stores::Options::default(),
+        &config.store_options(global, &url),
     )?)
+}
+
+/// Where the locks of the build users are: one place a host, which outlives a restart. hier(7) of each.
+const BUILD_USERS: &str = if cfg!(target_os = "linux") {
+    "/var/lib/obuild-users"
+} else {
+    "/var/db/obuild-users"
+};
+
+/// Refuses a store whose trees have to be mounted.
+fn check_trees(store: &dyn Store) -> Result<()> {
+    if store.url().starts_with("overlay:") {
+        return Err(Failure::usage(format!(
+            "the user sandbox has no mounts, but the trees of {} have to be mounted",
+            store.url()
+        ))
+        .hint("use a store that keeps whole directories: btrfs:PATH, xfs:PATH or rsync:PATH")
+        .into());
+    }
+    Ok(())
 }
 
 /// Opens the sandbox that options and configuration name. Cheap: nothing is started before it is needed.
@@ -107,6 +129,19 @@ pub(crate) fn open_sandbox(
                 runtime: runtime.unwrap_or_else(|| PathBuf::from("runc")),
                 state_dir: store.state_dir().join("sandbox"),
             })?),
+            SandboxKind::User => {
+                check_trees(store)?;
+                let users = if options.build_users.is_empty() {
+                    config.build_users.clone().unwrap_or_default()
+                } else {
+                    options.build_users.clone()
+                };
+                Arc::new(UserSandbox::open(UserOptions {
+                    helper,
+                    users,
+                    state_dir: PathBuf::from(BUILD_USERS),
+                })?)
+            }
         },
     )
 }
@@ -119,6 +154,7 @@ pub(crate) fn open_engine(global: &Global) -> Result<Arc<Engine>> {
         &SandboxOptions {
             sandbox: None,
             runtime: None,
+            build_users: Vec::new(),
         },
         &config,
         &*store,

@@ -11,7 +11,7 @@ use anyhow::Result;
 use bstr::BString;
 use obuild_engine::{BuildResult, Engine, NoCache, Settings};
 use obuild_images::{Resolved, Tools};
-use obuild_sandboxes::Limits;
+use obuild_sandboxes::{Limits, Sandbox};
 use obuild_specs::{BaseInfo, Diagnostic, Plan, Spec, StepId};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,7 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
     let kind = progress::choose(kind);
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(&options.sandbox, &config, &*store)?;
+    check_limits(&*sandbox, &limits)?;
     let jobs = options
         .jobs
         .or(config.jobs)
@@ -177,6 +178,24 @@ fn secret(text: &str) -> Result<(BString, Vec<u8>)> {
     let value = fs_err::read(file)
         .map_err(|error| Failure::usage(format!("cannot read the secret {name:?}: {error}")))?;
     Ok((BString::from(name), value))
+}
+
+/// Refuses limits that the sandbox could not keep.
+fn check_limits(sandbox: &dyn Sandbox, limits: &Limits) -> Result<()> {
+    let option = match limits {
+        _ if sandbox.name() != "user" => return Ok(()),
+        Limits {
+            memory_bytes: Some(_),
+            ..
+        } => "--memory",
+        Limits { cpus: Some(_), .. } => "--cpus",
+        _ => return Ok(()),
+    };
+    Err(Failure::usage(format!(
+        "{option} cannot be kept by the user sandbox: the system limits single processes, not a step"
+    ))
+    .hint("leave it out; --timeout and --pids-limit work")
+    .into())
 }
 
 fn limits(options: &Run, config: &Config) -> Result<Limits> {

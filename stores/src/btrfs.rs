@@ -96,9 +96,9 @@ impl Trees for Btrfs {
 
     /// Counts the extents that are younger than the snapshot, as far as they are on the disk: exact after
     /// a [`sync`](crate::Store::sync). Reads only the leaves of the tree that changed.
-    fn size(&self, place: &Place, name: &str, has_parent: bool) -> Result<u64, Error> {
+    fn size(&self, place: &Place, name: &str, parent: Option<&str>) -> Result<u64, Error> {
         let top = open(place, name)?;
-        match young_bytes(top.as_fd(), has_parent) {
+        match young_bytes(top.as_fd(), parent.is_some()) {
             // Only root of the host may search the trees: what is shared counts too then.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 tree::size(top).map_err(|errno| place.error("measure", name, errno))

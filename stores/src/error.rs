@@ -43,7 +43,7 @@ pub enum Error {
         reason: String,
     },
     /// The directory cannot hold this kind of store (wrong file system, no permission, not a store, other kind).
-    #[error("{} cannot be {article} {kind} store: {reason}", path.display(), article = if *kind == "overlay" { "an" } else { "a" })]
+    #[error("{} cannot be {article} {kind} store: {reason}", path.display(), article = if matches!(*kind, "overlay" | "xfs" | "rsync") { "an" } else { "a" })]
     Unsuitable {
         /// The directory.
         path: PathBuf,
@@ -51,6 +51,22 @@ pub enum Error {
         kind: &'static str,
         /// Why not, and what to do.
         reason: String,
+    },
+    /// The mode of an rsync store is missing, or is not what the store has.
+    #[error("the rsync mode does not fit {url}: {reason}")]
+    RsyncMode {
+        /// The store.
+        url: String,
+        /// What is wrong with it and what would be right.
+        reason: String,
+    },
+    /// A program that a store is worked with did not do what was asked.
+    #[error("`{command}` failed: {said}")]
+    Tool {
+        /// The command line.
+        command: String,
+        /// What it said, on one line, and what to do.
+        said: String,
     },
     /// The store was written by a newer version of the program.
     #[error("the store at {} has format {found}, but this program knows formats up to {known}", path.display())]

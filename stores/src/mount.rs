@@ -39,6 +39,7 @@ impl Rootfs {
     pub fn open(&self) -> Result<OwnedFd, Error> {
         match self {
             Self::Directory(path) => open_path(path),
+            Self::Dataset(dataset) => dataset.open(),
             Self::Overlay(recipe) if recipe.upper.is_none() && recipe.lower.len() == 1 => {
                 // The kernel refuses an overlay of one read-only layer; the layer alone is the same tree.
                 open_path(&recipe.lower[0])

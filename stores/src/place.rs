@@ -197,12 +197,20 @@ impl Place {
             .map_err(|errno| self.error("rename", from, errno))
     }
 
-    /// Renames to a name that nothing has. Returns `false` when something has it.
+    /// Renames a directory that is not empty to a name that nothing has. Returns `false` when something has it.
     pub(crate) fn rename_new(&self, from: &str, to: &str) -> Result<bool, Error> {
         let flags = RenameFlags::NOREPLACE;
         match rustix::fs::renameat_with(&self.descriptor, from, &self.descriptor, to, flags) {
             Ok(()) => Ok(true),
             Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(false),
+            // ZFS before OpenZFS 2.2 does not know the flag. A directory never replaces one that is not empty.
+            Err(Errno::INVAL) => {
+                match rustix::fs::renameat(&self.descriptor, from, &self.descriptor, to) {
+                    Ok(()) => Ok(true),
+                    Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(false),
+                    Err(errno) => Err(self.error("rename", from, errno)),
+                }
+            }
             Err(errno) => Err(self.error("rename", from, errno)),
         }
     }

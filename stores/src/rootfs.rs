@@ -11,6 +11,8 @@ pub enum Rootfs {
     /// The tree appears when the overlay is mounted. Whoever needs it mounts it: detached, or in a mount
     /// namespace of its own, so that nothing is ever mounted on the host.
     Overlay(OverlayMount),
+    /// The tree is a dataset of ZFS that is mounted when [`Rootfs::open`] is called, and stays so while the descriptor is open.
+    Dataset(crate::Dataset),
 }
 
 /// The recipe for an overlay mount; all paths absolute. See Linux `Documentation/filesystems/overlayfs.rst`.

@@ -1,20 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The text that names a store, `KIND:/PATH`, and the choice of a kind when nobody named one.
 
-use crate::{Error, Kind, StoreUrl, tree};
+use crate::{Error, Kind, RsyncMode, StoreUrl, tree};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
 impl Kind {
     /// All kinds, the default first.
-    pub const ALL: [Self; 2] = [Self::Overlay, Self::Btrfs];
+    pub const ALL: [Self; 5] = [
+        Self::Overlay,
+        Self::Btrfs,
+        Self::Zfs,
+        Self::Xfs,
+        Self::Rsync,
+    ];
 
     /// Returns the word that begins its URLs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Overlay => "overlay",
             Self::Btrfs => "btrfs",
+            Self::Xfs => "xfs",
+            Self::Rsync => "rsync",
+            Self::Zfs => "zfs",
+        }
+    }
+
+    /// Returns how its URLs look.
+    fn form(self) -> String {
+        match self {
+            Self::Zfs => "zfs:POOL/DATASET".to_owned(),
+            _ => format!("{self}:/PATH"),
         }
     }
 }
@@ -22,6 +39,39 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
+    }
+}
+
+impl RsyncMode {
+    /// All modes.
+    pub const ALL: [Self; 3] = [Self::Copy, Self::Hardlink, Self::HardlinkUnsafe];
+
+    /// Returns the word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Hardlink => "hardlink",
+            Self::HardlinkUnsafe => "hardlink-unsafe",
+        }
+    }
+}
+
+impl fmt::Display for RsyncMode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl FromStr for RsyncMode {
+    type Err = String;
+
+    /// Parses the word; OBuilder writes `hardlink_unsafe`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let word = text.replace('_', "-");
+        let found = Self::ALL.into_iter().find(|mode| mode.name() == word);
+        found.ok_or_else(|| {
+            format!("{text:?} is no rsync mode; there are copy, hardlink and hardlink-unsafe")
+        })
     }
 }
 
@@ -34,7 +84,7 @@ impl fmt::Display for StoreUrl {
 impl FromStr for StoreUrl {
     type Err = Error;
 
-    /// Parses `KIND:/ABSOLUTE/PATH`.
+    /// Parses `KIND:/ABSOLUTE/PATH` or `zfs:POOL/DATASET`.
     fn from_str(url: &str) -> Result<Self, Error> {
         let bad = |reason: String| Error::BadUrl {
             url: url.to_owned(),
@@ -51,6 +101,13 @@ impl FromStr for StoreUrl {
                 forms()
             )));
         };
+        if kind == Kind::Zfs {
+            check_dataset(path).map_err(bad)?;
+            return Ok(Self {
+                kind,
+                path: path.into(),
+            });
+        }
         let path = Path::new(path);
         if !path.is_absolute() {
             return Err(bad(format!(
@@ -84,7 +141,37 @@ pub fn best(path: &Path) -> StoreUrl {
 
 /// Lists how a URL may look.
 fn forms() -> String {
-    Kind::ALL.map(|kind| format!("{kind}:/PATH")).join(" or ")
+    Kind::ALL.map(Kind::form).join(" or ")
+}
+
+/// Longer names of datasets leave no room below them for those of trees and snapshots: ZFS takes 255 bytes for all
+/// (`ZFS_MAX_DATASET_NAME_LEN`, OpenZFS include/sys/fs/zfs.h).
+const LONGEST_DATASET: usize = 120;
+
+/// Checks the name of a dataset by the rules of `zfs(8)`; returns what is wrong with it.
+fn check_dataset(name: &str) -> Result<(), String> {
+    let like = "for example zfs:tank/obuild";
+    if name.starts_with('/') {
+        return Err(format!(
+            "a dataset is named by its pool, not by where it is mounted, {like}"
+        ));
+    }
+    if !name.starts_with(|first: char| first.is_ascii_alphabetic()) {
+        return Err(format!("the name of a pool begins with a letter, {like}"));
+    }
+    if name.split('/').any(|part| ["", ".", ".."].contains(&part)) {
+        return Err(format!("a part of the dataset's name is missing, {like}"));
+    }
+    let odd = |c: &char| !c.is_ascii_alphanumeric() && !"-_.:/".contains(*c);
+    if let Some(odd) = name.chars().find(odd) {
+        return Err(format!("the name of a dataset cannot hold {odd:?}, {like}"));
+    }
+    if name.len() > LONGEST_DATASET {
+        return Err(format!(
+            "the name of the dataset is longer than {LONGEST_DATASET} characters"
+        ));
+    }
+    Ok(())
 }
 
 /// Returns the kind that a mistyped `name` most likely means.
@@ -92,7 +179,7 @@ fn nearest(name: &str) -> Option<Kind> {
     Kind::ALL
         .into_iter()
         .map(|kind| (distance(name, kind.name()), kind))
-        .filter(|(distance, _)| *distance <= 3)
+        .filter(|(distance, kind)| *distance <= 3 && *distance < kind.name().len())
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, kind)| kind)
 }
@@ -121,7 +208,13 @@ mod tests {
 
     #[test]
     fn a_url_reads_back_as_written() {
-        for text in ["overlay:/var/lib/obuild", "btrfs:/", "overlay:/a:b c"] {
+        for text in [
+            "overlay:/var/lib/obuild",
+            "btrfs:/",
+            "overlay:/a:b c",
+            "zfs:tank",
+            "zfs:tank/ci/obuild-2_x.y:z",
+        ] {
             assert_eq!(text.parse::<StoreUrl>().unwrap().to_string(), text);
         }
     }
@@ -135,6 +228,24 @@ mod tests {
         assert!(reason("btrfs:x").contains("absolute, for example btrfs:/"));
         assert!(reason("btrfs:").contains("absolute"));
         assert!(reason("").contains("overlay:/PATH"));
+        assert!(reason("").contains("or zfs:POOL/DATASET"));
+        assert!(reason("zsf:x").contains("did you mean zfs?"));
+        assert!(reason("zfs:/tank/x").contains("not by where it is mounted"));
+        assert!(reason("zfs:").contains("begins with a letter, for example zfs:tank"));
+        assert!(reason("zfs:-o").contains("begins with a letter"));
+        assert!(reason("zfs:tank//x").contains("is missing"));
+        assert!(reason("zfs:tank/..").contains("is missing"));
+        assert!(reason("zfs:tank@x").contains("cannot hold '@'"));
+        assert!(reason(&format!("zfs:{}", "x".repeat(200))).contains("longer than"));
+    }
+
+    #[test]
+    fn modes_read_back_as_written() {
+        for mode in RsyncMode::ALL {
+            assert_eq!(mode.name().parse(), Ok(mode));
+        }
+        assert_eq!("hardlink_unsafe".parse(), Ok(RsyncMode::HardlinkUnsafe));
+        assert!("link".parse::<RsyncMode>().is_err());
     }
 
     #[test]

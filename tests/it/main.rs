@@ -18,3 +18,4 @@ mod harness;
 mod rootless;
 mod secrets;
 mod sharing;
+mod users;

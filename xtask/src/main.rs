@@ -9,6 +9,7 @@
     reason = "a task talks to the terminal: results on stdout, what it does on stderr"
 )]
 
+mod accounts;
 mod bench;
 mod bless;
 mod cmd;
@@ -16,6 +17,7 @@ mod debian;
 mod demo;
 mod docs;
 mod examples;
+mod faults;
 mod filesystems;
 mod fuzz;
 mod lint;
@@ -25,6 +27,7 @@ mod report;
 mod rootless;
 mod test;
 mod workspace;
+mod zfs;
 
 use anyhow::{Result, bail};
 use std::process::ExitCode;
@@ -73,6 +76,12 @@ const TASKS: &[Task] = &[
         arguments: "[NAME…] [--runs N] [--only BUILDER] [--install] [--dir DIR] [--on-host] [--list]",
         summary: "compare with the other builders installed here; a Markdown table in target/bench",
         run: bench::run,
+    },
+    Task {
+        name: "faults",
+        arguments: "[--store KIND[:FS]] [--sandbox S] [--fault NAME] [--count N] [--seed S] [--release]",
+        summary: "kill, fill, cut off and garble while it builds, and check that nothing is lost or left",
+        run: faults::run,
     },
     Task {
         name: "fuzz",

@@ -35,9 +35,11 @@ pub(crate) enum Item {
     Cgroup(PathBuf),
     /// A mount to take down.
     Mount(PathBuf),
+    /// A ZFS pool to destroy.
+    Pool(String),
     /// A directory tree to delete.
     Remove(PathBuf),
-    /// A user of the system.
+    /// A user account to delete.
     User(String),
 }
 
@@ -47,6 +49,7 @@ impl Item {
             Self::Group(pid) => format!("group {pid}"),
             Self::Cgroup(path) => format!("cgroup {}", path.display()),
             Self::Mount(path) => format!("mount {}", path.display()),
+            Self::Pool(name) => format!("pool {name}"),
             Self::Remove(path) => format!("remove {}", path.display()),
             Self::User(name) => format!("user {name}"),
         }
@@ -58,8 +61,9 @@ impl Item {
             "group" => rest.parse().ok().map(Self::Group),
             "cgroup" => Some(Self::Cgroup(rest.into())),
             "mount" => Some(Self::Mount(rest.into())),
+            "pool" => Some(Self::Pool(rest.to_owned())),
             "remove" => Some(Self::Remove(rest.into())),
-            "user" => Some(Self::User(rest.into())),
+            "user" => Some(Self::User(rest.to_owned())),
             _ => None,
         }
     }
@@ -73,6 +77,7 @@ impl Item {
             }
             Self::Cgroup(path) => remove_cgroup(path),
             Self::Mount(path) => unmount(path),
+            Self::Pool(name) => crate::zfs::destroy(name),
             Self::Remove(path) => remove_tree(path),
             Self::User(name) => remove_user(name),
         }
@@ -80,6 +85,7 @@ impl Item {
 }
 
 /// Holds something that is undone when this is dropped, or by the net if we die.
+#[derive(Debug)]
 #[must_use]
 pub(crate) struct Guard {
     item: Item,
@@ -318,8 +324,9 @@ mod tests {
             Item::Group(42),
             Item::Mount("/a b/c".into()),
             Item::Remove("/x".into()),
+            Item::Pool("tank".to_owned()),
             Item::Cgroup("/sys/fs/cgroup/x".into()),
-            Item::User("obuild-r1".to_owned()),
+            Item::User("name".to_owned()),
         ] {
             assert_eq!(Item::decode(&item.encode()), Some(item));
         }

@@ -3,9 +3,11 @@
 
 use crate::cmd::Cmd;
 use crate::filesystems::Scratch;
+use crate::reaper::Guard;
 use crate::report::Report;
 use crate::rootless::{self, Users};
-use crate::{debian, docs, examples, lint, packages, workspace};
+use crate::zfs::Pool;
+use crate::{accounts, debian, docs, examples, faults, lint, packages, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -40,10 +42,16 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if arguments.is_empty() {
         docs::checks(&mut report);
         surroundings.run_examples(&mut report);
+        surroundings.run_faults(&mut report);
     }
     if let Some(users) = surroundings.users.take() {
         report.check("users removed", || users.close());
     }
+    if let Some(pool) = surroundings.pool.take() {
+        report.check("no pool left behind", || pool.close());
+    }
+    // Before the directories that their homes are in.
+    surroundings.accounts.clear();
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
     }
@@ -52,6 +60,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 
 /// What the tests find through `OBUILD_TEST_*`.
 struct Surroundings {
+    // Before the directory that its file is in.
+    pool: Option<Pool>,
+    /// Deleted before the file systems go: fields are dropped in their order.
+    accounts: Vec<Guard>,
     scratch: Option<Scratch>,
     users: Option<Users>,
     variables: Vec<(&'static str, PathBuf)>,
@@ -66,6 +78,8 @@ impl Surroundings {
             let reason = "not root: no file systems are made; tests that need them or root skip";
             report.lack("test file systems", reason);
             return Ok(Self {
+                pool: None,
+                accounts: Vec::new(),
                 scratch: Some(scratch),
                 users: None,
                 variables,
@@ -78,6 +92,13 @@ impl Surroundings {
         });
         report.check("xfs", || {
             variables.push(("OBUILD_TEST_XFS", scratch.xfs(IMAGE_BYTES)?));
+            Ok(())
+        });
+        let mut pool = None;
+        report.check("zfs", || {
+            let made = Pool::create(scratch.path(), IMAGE_BYTES)?;
+            variables.push(("OBUILD_TEST_ZFS", made.name().into()));
+            pool = Some(made);
             Ok(())
         });
         report.check("Debian root", || {
@@ -93,7 +114,24 @@ impl Surroundings {
             users = Some(made);
             Ok(())
         });
+        // For the trees of the sandboxes' tests, and for stores on btrfs: a home is moved to where its tree is.
+        let mut accounts = Vec::new();
+        for (variable, count, file_system) in [
+            ("OBUILD_TEST_BUILD_USERS", 3, "plain"),
+            ("OBUILD_TEST_BUILD_USERS_BTRFS", 4, "btrfs"),
+        ] {
+            report.check("build users", || {
+                let homes = scratch.path().join(file_system).join("homes");
+                let prefix = format!("ob{}", &file_system[..1]);
+                let (names, guards) = accounts::create(&prefix, count, &homes)?;
+                accounts.extend(guards);
+                variables.push((variable, names.into()));
+                Ok(())
+            });
+        }
         Ok(Self {
+            pool,
+            accounts,
             scratch: Some(scratch),
             users,
             variables,
@@ -111,6 +149,18 @@ impl Surroundings {
                 });
             }
             _ => report.lack("examples", "not root"),
+        }
+    }
+}
+
+impl Surroundings {
+    /// Breaks things a few times, where root allows.
+    fn run_faults(&self, report: &mut Report) {
+        match &self.scratch {
+            Some(scratch) if workspace::is_root() => {
+                report.check("faults", || faults::run_few(scratch));
+            }
+            _ => report.lack("faults", "not root"),
         }
     }
 }

@@ -94,7 +94,7 @@ fn drop_from_bounding(set: CapabilitySet) -> std::io::Result<()> {
 }
 
 /// Returns the limits of open files, soft and hard: what programs expect and, as far as this process may, what they may ask for.
-pub(super) fn open_files() -> Rlimit {
+pub(crate) fn open_files() -> Rlimit {
     let most = rustix::process::getrlimit(Resource::Nofile)
         .maximum
         .unwrap_or(u64::MAX);
@@ -158,6 +158,10 @@ impl Launch<'_> {
         self.privileges()?;
         let error = sys::execve(&program, &argv, &env);
         let errno = rustix::io::Errno::from_io_error(&error);
+        if errno == Some(rustix::io::Errno::IO) {
+            // The disk's fault, not the tree's.
+            return Err(error).trying(|| "read the command's program");
+        }
         let reason = programs::obstacle(self.tree, self.program.as_bstr(), errno);
         Err(Failure::NoProgram {
             program: self.command.argv[0].clone(),
@@ -205,7 +209,7 @@ impl Launch<'_> {
 }
 
 /// The caller has refused what holds a zero byte.
-pub(super) fn strings(bytes: impl IntoIterator<Item = BString>) -> Result<Vec<CString>, Failure> {
+pub(crate) fn strings(bytes: impl IntoIterator<Item = BString>) -> Result<Vec<CString>, Failure> {
     bytes
         .into_iter()
         .map(|string| CString::new(Vec::from(string)))

@@ -16,17 +16,17 @@ use std::io;
 
 /// A step's standard streams.
 #[derive(Debug)]
-pub(super) struct Stdio {
-    pub(super) input: OwnedFd,
-    pub(super) output: OwnedFd,
-    pub(super) error: OwnedFd,
+pub(crate) struct Stdio {
+    pub(crate) input: OwnedFd,
+    pub(crate) output: OwnedFd,
+    pub(crate) error: OwnedFd,
     /// Whether one of them is a terminal, to be the step's controlling one.
-    pub(super) terminal: bool,
+    pub(crate) terminal: bool,
 }
 
 impl Stdio {
     /// Makes them the standard streams of this process, in a session of its own.
-    pub(super) fn install(&self) -> Result<(), Failure> {
+    pub(crate) fn install(&self) -> Result<(), Failure> {
         let action = || "set up the standard streams";
         rustix::process::setsid().trying(action)?;
         rustix::stdio::dup2_stdin(&self.input).trying(action)?;
@@ -101,7 +101,8 @@ fn step(
     tidied.map(|()| status)
 }
 
-fn stdio(
+/// Takes a step's streams from its descriptors.
+pub(crate) fn stdio(
     streams: &Streams,
     descriptors: &mut impl Iterator<Item = OwnedFd>,
 ) -> Result<Stdio, Failure> {
@@ -135,7 +136,8 @@ fn stdio(
     }
 }
 
-fn secrets(sizes: &[usize], file: Option<OwnedFd>) -> Result<Vec<Vec<u8>>, Failure> {
+/// Takes the secrets' values from their memory file.
+pub(crate) fn secrets(sizes: &[usize], file: Option<OwnedFd>) -> Result<Vec<Vec<u8>>, Failure> {
     let missing = || Failure::Helper("a request without its secrets".to_owned());
     let content = wire::read_all(file.ok_or_else(missing)?).trying(|| "read the secrets")?;
     let mut rest = content.as_slice();

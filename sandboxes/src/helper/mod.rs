@@ -5,13 +5,13 @@
 //! calls [`main`] before anything else. See `docs/decisions/0002-sandbox-helper.md`.
 
 mod accounts;
-mod exec;
-mod init;
+pub(crate) mod exec;
+pub(crate) mod init;
 mod mounts;
 mod native;
 mod networks;
 mod private;
-mod programs;
+pub(crate) mod programs;
 mod runtime;
 mod runtime_config;
 mod template;
@@ -35,7 +35,11 @@ use std::time::{Duration, Instant};
 ///
 /// To be called first thing in `main` when the hidden argument is there. Standard input is the socket to the caller.
 pub fn main() -> ExitCode {
-    match serve() {
+    let user = std::env::args_os()
+        .next_back()
+        .is_some_and(|argument| argument == crate::user::HELPER);
+    let served = if user { crate::user::serve() } else { serve() };
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }

@@ -4,6 +4,7 @@
 use crate::tree::Tree;
 use crate::wire::Failure;
 use bstr::{BStr, BString, ByteSlice};
+use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use std::io::Read;
@@ -11,9 +12,21 @@ use std::io::Read;
 // What shells and container tools search when PATH is not set.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Where programs are looked for.
+pub(crate) trait Files {
+    /// Opens a file by its absolute path.
+    fn open(&self, path: &[u8], flags: OFlags) -> std::io::Result<OwnedFd>;
+}
+
+impl Files for Tree {
+    fn open(&self, path: &[u8], flags: OFlags) -> std::io::Result<OwnedFd> {
+        Self::open(self, path, flags)
+    }
+}
+
 /// Returns the program's path in the tree. A name without `/` is looked up in the environment's `PATH`.
-pub(super) fn find(
-    tree: &Tree,
+pub(crate) fn find(
+    tree: &impl Files,
     program: &BStr,
     env: &[(BString, BString)],
     workdir: &[u8],
@@ -67,7 +80,7 @@ fn below(workdir: &[u8], path: &[u8]) -> BString {
     }
 }
 
-fn runnable(tree: &Tree, path: &[u8]) -> Result<(), Errno> {
+fn runnable(tree: &impl Files, path: &[u8]) -> Result<(), Errno> {
     let file = tree
         .open(path, OFlags::PATH)
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
@@ -85,7 +98,7 @@ fn plain(error: Errno) -> String {
 }
 
 /// Returns why execve(2) of `path` failed with `error`, or would: `None` when nothing speaks against it.
-pub(super) fn obstacle(tree: &Tree, path: &BStr, error: Option<Errno>) -> Option<String> {
+pub(crate) fn obstacle(tree: &impl Files, path: &BStr, error: Option<Errno>) -> Option<String> {
     let head = match tree.open(path, OFlags::RDONLY | OFlags::NONBLOCK) {
         Ok(file) => {
             let mut head = Vec::new();

@@ -237,6 +237,10 @@ impl Child<'_> {
             (None, Some(message)) => Err(Failure::Unavailable(format!(
                 "{program} could not start a container: {message}; try `{program} --version`, or --sandbox native"
             ))),
+            (None, None) if status.terminating_signal().is_some() => Err(Failure::Helper(format!(
+                "{program} was killed from outside ({})",
+                ended(status)
+            ))),
             (None, None) => Err(Failure::Unavailable(format!(
                 "{program} did not start a container ({}); is it an OCI runtime? Try another --runtime, \
                  or --sandbox native",

@@ -9,3 +9,4 @@ mod runtimes;
 #[path = "../support/mod.rs"]
 mod support;
 mod tree;
+mod users;

@@ -6,7 +6,7 @@
 use obuild_fixtures::{FileSystem, busybox_root, scratch};
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, HelperCommand, Native, NativeOptions, OverlayMount, Rootfs, Runc,
-    RuncOptions, Sandbox, Stdio, Upper,
+    RuncOptions, Sandbox, Stdio, Upper, UserOptions, UserSandbox,
 };
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,6 +16,9 @@ use tempfile::TempDir;
 #[macro_export]
 macro_rules! on_every_backend {
     ($($name:ident),* $(,)?) => {
+        mod user {
+            $(#[test] fn $name() { $crate::support::by_user(stringify!($name), super::$name); })*
+        }
         mod native {
             $(#[test] fn $name() { $crate::support::Tree::with("native", super::$name); })*
         }
@@ -23,6 +26,96 @@ macro_rules! on_every_backend {
             $(#[test] fn $name() { $crate::support::Tree::with("runc", super::$name); })*
         }
     };
+}
+
+/// What isolation by uid alone cannot do, by the tests that check it. `docs/src/sandboxes.md` has the same for people.
+pub const NOT_BY_USER: &[(&str, &str)] = &[
+    (
+        "identity_of_the_host",
+        "a host name, processes and mounts of its own take namespaces",
+    ),
+    (
+        "orphans_are_reaped",
+        "it sees the host's processes, zombies and all",
+    ),
+    ("devices", "it sees the host's /dev"),
+    (
+        "capabilities",
+        "it runs as no root; `users::privileges` checks that there are none",
+    ),
+    ("hosts_and_resolvers", "it sees the host's /etc"),
+    ("networks", "a network of its own takes a namespace"),
+    ("fast_sync", "it takes a seccomp filter"),
+    (
+        "no_new_privileges",
+        "set-uid programs never work; `users::privileges` checks that",
+    ),
+    (
+        "users",
+        "every step runs as a build user; see `users::who_runs`",
+    ),
+    (
+        "unknown_users",
+        "the spec's user is not looked at; see `users::who_runs`",
+    ),
+    (
+        "working_directories",
+        "they are below the home; see `users::where_it_runs`",
+    ),
+    (
+        "missing_programs",
+        "programs are the host's; see `users::missing_programs`",
+    ),
+    (
+        "secrets",
+        "they are links below the home; see `users::secrets`",
+    ),
+    (
+        "caches",
+        "they are links below the home; see `users::caches`",
+    ),
+    ("file_and_overlay_mounts", "there are no mounts"),
+    ("tmpfs", "there are no mounts; see `users::scratch`"),
+    ("readonly_roots", "there are no mounts"),
+    ("many_layers_and_long_paths", "there are no overlays"),
+    (
+        "nothing_stays_in_a_directory",
+        "owners change; see `users::results_do_not_tell_who`",
+    ),
+    ("nothing_stays_in_an_overlay", "there are no overlays"),
+    (
+        "what_the_step_puts_into_a_mount_point_stays",
+        "see `users::secrets`",
+    ),
+    (
+        "features_are_told",
+        "there are no cgroups; see `users::features`",
+    ),
+    ("memory_limits", "there are no cgroups"),
+    (
+        "process_limits",
+        "there are no cgroups; see `users::process_limits`",
+    ),
+    ("processor_limits", "there are no cgroups"),
+    ("dead_callers_groups_are_removed", "there are no cgroups"),
+];
+
+/// Runs a test on the user sandbox, unless the table above says why not.
+#[expect(clippy::print_stderr, reason = "what does not apply must be seen")]
+pub fn by_user(name: &str, test: fn(&Tree)) {
+    match NOT_BY_USER.iter().find(|(other, _)| *other == name) {
+        Some((_, reason)) => eprintln!("{name} does not apply to the user sandbox: {reason}"),
+        None => Tree::with("user", test),
+    }
+}
+
+/// Returns the build users whose homes are on the file system of the trees, or nothing after a loud skip.
+pub fn build_users() -> Vec<String> {
+    let Ok(users) = std::env::var("OBUILD_TEST_BUILD_USERS") else {
+        obuild_fixtures::skip("OBUILD_TEST_BUILD_USERS is not set (run `cargo xtask test`)");
+        return Vec::new();
+    };
+    users.split(',').map(ToOwned::to_owned).collect()
 }
 
 /// A sandbox and a busybox tree on a real disk, as a directory and as the lowest layer of an overlay.
@@ -48,6 +141,14 @@ pub fn open(backend: &str, scratch: &Path) -> Box<dyn Sandbox> {
     let helper = helper();
     match backend {
         "native" => Box::new(Native::open(NativeOptions { helper }).expect("native opens")),
+        "user" => Box::new(
+            UserSandbox::open(UserOptions {
+                helper,
+                users: build_users(),
+                state_dir: PathBuf::from("/var/lib/obuild-users"),
+            })
+            .expect("user opens"),
+        ),
         _ => Box::new(
             Runc::open(RuncOptions {
                 helper,
@@ -72,6 +173,9 @@ impl Tree {
         if !obuild_fixtures::root()
             || (backend == "runc" && !obuild_fixtures::may(obuild_fixtures::Privilege::Runtimes))
         {
+            return;
+        }
+        if backend == "user" && build_users().is_empty() {
             return;
         }
         let Some(scratch) = scratch(FileSystem::Default) else {
@@ -115,6 +219,14 @@ impl Tree {
 
     pub fn directory(&self) -> Rootfs {
         Rootfs::Directory(self.lower())
+    }
+
+    /// Returns the tree in each of the forms that the backend takes.
+    pub fn roots(&self) -> Vec<Rootfs> {
+        match self.backend {
+            "user" => vec![self.directory()],
+            _ => vec![self.directory(), self.overlay()],
+        }
     }
 
     pub fn overlay(&self) -> Rootfs {

@@ -22,7 +22,6 @@ use super::{Shared, purpose};
 use crate::place::Lock;
 use crate::store::CacheLease;
 use crate::sys;
-use crate::tree;
 use crate::{Error, Rootfs};
 use rustix::fs::{AtFlags, Gid, Uid};
 use std::fmt::Write as _;
@@ -221,6 +220,7 @@ impl Shared {
         let slot = format!("caches/{cache}/{layer}");
         self.place.make_directory(&slot, 0o755)?;
         self.trees.create(&self.place, &slot, &[])?;
+        self.trees.finish(&self.place, &slot, None)?;
         let current = Current {
             name: name.to_owned(),
             token: self.unique(),
@@ -272,6 +272,7 @@ impl Shared {
         else {
             return Ok(None);
         };
+        self.trees.finish(&self.place, &lease.slot, None)?;
         // See `provisional` in `durability`: the slot's name is the mark's.
         let (slots, slot) = lease
             .slot
@@ -412,9 +413,7 @@ impl Shared {
             };
             let mut size = 0;
             for layer in layer_paths(&cache, &current.layers) {
-                let fail = |errno| self.place.error("measure", &layer, errno);
-                let top = self.place.open_directory(&layer).map_err(fail)?;
-                size += tree::size(top).map_err(fail)?;
+                size += self.trees.whole_size(&self.place, &layer)?;
             }
             all.push((current.name, size));
         }

@@ -18,7 +18,7 @@ const VERSION: u32 = 1;
 const PRIVATE: [&str; 5] = ["snapshots", "drafts", "provisional", "caches", "trash"];
 
 /// Opens the directory of a store; makes it if nothing is there.
-pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Place, Error> {
+pub(super) fn open(path: &Path, trees: &mut dyn Trees, wait: Duration) -> Result<Place, Error> {
     let kind = trees.kind();
     let unsuitable = |reason: String| Error::Unsuitable {
         path: path.to_owned(),
@@ -40,17 +40,23 @@ pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Pla
         Err(error) => return Err(Error::io("create", path, error)),
     }
     let place = Place::open(path)?;
-    if !check(&place, path, kind)? {
+    if !check(&place, path, trees)? {
         let _lock = place.lock(".", true, wait)?;
         // Another process may have made it meanwhile.
-        if !check(&place, path, kind)? {
+        if !check(&place, path, trees)? {
             if let Some(stranger) = stranger(&place)? {
                 return Err(unsuitable(format!(
                     "it is not a store, and not empty (it holds {stranger:?}): choose a new or empty \
-                     directory"
+                     {}",
+                    if kind == Kind::Zfs {
+                        "dataset"
+                    } else {
+                        "directory"
+                    }
                 )));
             }
             trees.probe(&place)?;
+            let settings = trees.settle(None)?;
             if obuild_rootless::current().is_some() {
                 // A set-uid program of root's in a tree is the user's on the host: nobody else may come near it.
                 rustix::fs::fchmod(place.descriptor(), Mode::RWXU)
@@ -58,7 +64,11 @@ pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Pla
             }
             place.make_directory("drafts", 0o700)?;
             spread(&place)?;
-            place.replace(FILE, &format!("{kind} {VERSION}\n{}", ids()), true)?;
+            place.replace(
+                FILE,
+                &format!("{kind} {VERSION}\n{settings}{}", ids()),
+                true,
+            )?;
         }
     } else if !crate::sys::is_root() {
         trees.probe(&place)?;
@@ -66,12 +76,15 @@ pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Pla
     for name in PRIVATE {
         place.make_directory(name, 0o700)?;
     }
-    place.make_directory("state", 0o755)?;
+    if place.make_directory("state", 0o755)? {
+        write_in_place(&place)?;
+    }
     Ok(place)
 }
 
 /// Reads the format file. Returns `false` when there is none.
-fn check(place: &Place, path: &Path, kind: Kind) -> Result<bool, Error> {
+fn check(place: &Place, path: &Path, trees: &mut dyn Trees) -> Result<bool, Error> {
+    let kind = trees.kind();
     let Some(text) = place.read(FILE)? else {
         return Ok(false);
     };
@@ -97,26 +110,43 @@ fn check(place: &Place, path: &Path, kind: Kind) -> Result<bool, Error> {
             known: VERSION,
         });
     }
+    if found == "zfs" {
+        if kind == Kind::Zfs {
+            return Ok(true);
+        }
+        return Err(unsuitable(
+            "it holds a store of kind zfs: name its dataset (zfs:POOL/DATASET), or another directory"
+                .to_owned(),
+        ));
+    }
     if found != kind.name() {
         return Err(unsuitable(format!(
             "it holds a store of kind {found}: use {found}:{} or another directory",
             path.display()
         )));
     }
-    if rest != ids() {
-        return Err(unsuitable(other_ids(rest)));
+    let (settings, found) = match rest.find(IDS) {
+        Some(start) => rest.split_at(start),
+        None => (rest, ""),
+    };
+    if found != ids() {
+        return Err(unsuitable(other_ids(found)));
     }
+    trees.settle(Some(settings))?;
     Ok(true)
 }
 
+/// What begins that line.
+const IDS: &str = "ids ";
+
 /// Returns the line by which a store in a user namespace names the ids that its files have on the host; nothing for root's stores.
 fn ids() -> String {
-    obuild_rootless::current().map_or_else(String::new, |mapping| format!("{mapping}\n"))
+    obuild_rootless::current().map_or_else(String::new, |mapping| format!("{IDS}{mapping}\n"))
 }
 
 /// Says why a store with such a line cannot be used here: its files would belong to others than they should.
 fn other_ids(line: &str) -> String {
-    let line = line.trim_end();
+    let line = line.strip_prefix(IDS).unwrap_or(line).trim_end();
     match (line.is_empty(), obuild_rootless::current()) {
         (true, _) => {
             "it was made by root: run obuild as root, or choose another directory".to_owned()
@@ -138,12 +168,28 @@ fn stranger(place: &Place) -> Result<Option<String>, Error> {
         let ours = name == "lost+found"
             || name == format!("{FILE}.new")
             || name.starts_with(".probe-")
-            || name == "drafts" && place.names("drafts").is_ok_and(|drafts| drafts.is_empty());
+            || ["drafts", "trees", "cache-trees"].contains(&name.as_str())
+                && place.names(&name).is_ok_and(|below| below.is_empty());
         if !ours {
             return Ok(Some(name));
         }
     }
     Ok(None)
+}
+
+/// Has btrfs write the files in `state` in the blocks that they have (`FS_NOCOW_FL`, `chattr +C`).
+///
+/// SQLite maps a file into memory that all its processes write to (sqlite.org/walformat.html, the WAL-index). Where each
+/// write wants a new block, a full disk ends the process by SIGBUS.
+fn write_in_place(place: &Place) -> Result<(), Error> {
+    let state = place
+        .open_directory("state")
+        .map_err(|errno| place.error("open", "state", errno))?;
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&state) {
+        // Others write in place anyway, and do not know the flag.
+        let _ = rustix::fs::ioctl_setflags(&state, flags | IFlags::NOCOW);
+    }
+    Ok(())
 }
 
 /// Has ext4 put each directory in `drafts` into a block group of its own (`FS_TOPDIR_FL`, `chattr +T`).

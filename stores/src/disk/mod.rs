@@ -2,7 +2,7 @@
 //! A store in a directory: all the bookkeeping that the kinds have in common.
 //!
 //! ```text
-//! PATH/obuild-store           the format: "overlay 1"
+//! PATH/obuild-store           the format: "overlay 1", and what the kind keeps there
 //!      boot                   the boot in which the store was last opened
 //!      snapshots/ID/fs        the tree, or its topmost layer
 //!                   meta      what it stands on
@@ -35,7 +35,8 @@ use crate::place::{Lock, Place};
 use crate::store::{CacheLease, Options, Snapshot, Space, Store, StoreUrl};
 use crate::trees::Trees;
 use crate::{Error, SnapshotId};
-use owner::{Owner, purpose, unique_name};
+pub(crate) use owner::unique_name;
+use owner::{Owner, purpose};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -111,13 +112,14 @@ impl Drop for Shared {
 }
 
 impl Disk {
-    /// Opens the store, or makes it where there is nothing; repairs what a crash left.
+    /// Opens the store in the directory `path`, or makes it where there is nothing; repairs what a crash left.
     pub(crate) fn open(
         url: &StoreUrl,
+        path: &Path,
         options: &Options,
-        trees: Box<dyn Trees>,
+        mut trees: Box<dyn Trees>,
     ) -> Result<Self, Error> {
-        let place = format::open(&url.path, trees.as_ref(), options.wait)?;
+        let place = format::open(path, trees.as_mut(), options.wait)?;
         let shared = Arc::new(Shared {
             state: place.path("state"),
             place,
@@ -133,7 +135,7 @@ impl Disk {
         let disk = Self { shared };
         // What cannot be cleaned up now is no reason not to work.
         if disk.shared.has_leftovers()?
-            && let Err(error) = disk.sweep()
+            && let Err(error) = disk.shared.sweep()
         {
             tracing::warn!(%error, "what an earlier process left could not be cleaned up");
         }
@@ -163,10 +165,8 @@ impl Store for Disk {
     }
 
     fn get(&self, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
-        Ok(self
-            .shared
-            .meta(id)?
-            .map(|meta| self.shared.snapshot(id, &meta)))
+        let meta = self.shared.whole(id)?;
+        meta.map(|meta| self.shared.snapshot(id, &meta)).transpose()
     }
 
     fn remove(&self, id: SnapshotId) -> Result<(), Error> {
@@ -187,21 +187,16 @@ impl Store for Disk {
     }
 
     fn size(&self, id: SnapshotId) -> Result<u64, Error> {
-        let meta = self.shared.meta(id)?.ok_or(Error::NoSuchSnapshot(id))?;
+        let meta = self.shared.whole(id)?.ok_or(Error::NoSuchSnapshot(id))?;
         let name = format!("snapshots/{id}/fs");
+        let parent = meta.parent.map(|parent| format!("snapshots/{parent}/fs"));
         self.shared
             .trees
-            .size(&self.shared.place, &name, meta.parent.is_some())
+            .size(&self.shared.place, &name, parent.as_deref())
     }
 
     fn space(&self) -> Result<Space, Error> {
-        let place = &self.shared.place;
-        let statvfs = rustix::fs::fstatvfs(place.descriptor())
-            .map_err(|errno| place.error("look at", ".", errno))?;
-        Ok(Space {
-            total: statvfs.f_blocks * statvfs.f_frsize,
-            available: statvfs.f_bavail * statvfs.f_frsize,
-        })
+        self.shared.trees.space(&self.shared.place)
     }
 
     fn lease_cache(&self, name: &[u8], owner: (u32, u32)) -> Result<CacheLease, Error> {
@@ -220,11 +215,16 @@ impl Store for Disk {
         self.shared.delete_cache(name)
     }
 
+    fn provisional(&self) -> Result<Vec<SnapshotId>, Error> {
+        self.shared.provisional()
+    }
+
     fn sync(&self) -> Result<(), Error> {
         self.shared.sync()
     }
 
     fn sweep(&self) -> Result<(), Error> {
-        self.shared.sweep()
+        self.shared.sweep()?;
+        self.shared.sweep_rests()
     }
 }

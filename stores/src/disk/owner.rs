@@ -87,7 +87,7 @@ impl Shared {
 pub(super) type LiveDrafts = HashSet<String>;
 
 /// Returns a name for an owner: no dot in it, and never used twice.
-pub(super) fn unique_name() -> String {
+pub(crate) fn unique_name() -> String {
     static OPENED: AtomicU32 = AtomicU32::new(0);
     let now = SystemTime::UNIX_EPOCH
         .elapsed()

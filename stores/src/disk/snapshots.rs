@@ -7,7 +7,6 @@ use super::owner::LiveDrafts;
 use super::stack::crowd;
 use crate::draft::Draft;
 use crate::store::Snapshot;
-use crate::trees::readable;
 use crate::{Error, SnapshotId, tree};
 use std::io;
 use std::sync::Arc;
@@ -67,13 +66,50 @@ impl Shared {
         Meta::parse(&text).map(Some).ok_or_else(damaged)
     }
 
+    /// As [`Shared::meta`], but `None` also when a tree that the snapshot consists of is gone: somebody has removed it
+    /// behind our back, and the step has to run again.
+    pub(super) fn whole(&self, id: SnapshotId) -> Result<Option<Meta>, Error> {
+        let Some(meta) = self.meta(id)? else {
+            return Ok(None);
+        };
+        if !self.place.exists(&Layer::own(id).path())? {
+            return Ok(None);
+        }
+        for layer in &meta.lower {
+            if !self.place.exists(&layer.path())? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(meta))
+    }
+
+    /// Removes what is left of a snapshot that is no longer whole.
+    fn clear(&self, id: SnapshotId) -> Result<(), Error> {
+        let meta = format!("snapshots/{id}/meta");
+        if !self.place.exists(&meta)? || self.whole(id)?.is_some() {
+            return Ok(());
+        }
+        tracing::warn!(%id, "a snapshot has lost its files; the step runs again");
+        let mut trash = Vec::new();
+        {
+            let _lock = self.lock(true)?;
+            if self.trees.layers().is_some() {
+                // What stands on it has lost them too, and must not come to stand on another one's.
+                self.drop_with_descendants(id, &mut trash)?;
+            } else {
+                trash.extend(self.trash(&format!("snapshots/{id}"))?);
+            }
+        }
+        self.delete_all(&trash)
+    }
+
     /// Describes a snapshot.
-    pub(super) fn snapshot(&self, id: SnapshotId, meta: &Meta) -> Snapshot {
-        Snapshot {
+    pub(super) fn snapshot(&self, id: SnapshotId, meta: &Meta) -> Result<Snapshot, Error> {
+        Ok(Snapshot {
             id,
             parent: meta.parent,
-            rootfs: readable(&self.place, &meta.layers(id)),
-        }
+            rootfs: self.trees.readable(&self.place, &meta.layers(id))?,
+        })
     }
 
     pub(super) fn prepare(
@@ -89,6 +125,7 @@ impl Shared {
             meta: Meta::default(),
             done: true,
         };
+        self.clear(id)?;
         self.begin(&mut slot, parent)?;
         let below: Vec<String> = match parent {
             Some(parent) if slot.meta.lower.is_empty() => vec![Layer::own(parent).path()],
@@ -111,7 +148,7 @@ impl Shared {
             return Err(Error::Exists(slot.id));
         }
         if let Some(parent) = parent {
-            let meta = self.meta(parent)?.ok_or(Error::NoSuchSnapshot(parent))?;
+            let meta = self.whole(parent)?.ok_or(Error::NoSuchSnapshot(parent))?;
             slot.meta = meta.child(parent, self.trees.layers().is_some());
         }
         let path = slot.path();
@@ -147,6 +184,8 @@ impl Shared {
         let id = draft.id;
         let mut slot = self.slot(draft)?;
         let path = slot.path();
+        let parent = slot.meta.parent.map(|parent| Layer::own(parent).path());
+        self.trees.finish(&self.place, &path, parent.as_deref())?;
         // Declared after the slot and so dropped before it, whose dropping takes the lock itself.
         let mut renamed = None;
         if id != slot.id
@@ -179,13 +218,13 @@ impl Shared {
                     let _lock = self.lock(true)?;
                     self.forget_child(parent, slot.id, &self.live_drafts()?)?;
                 }
-                return Ok(self.snapshot(id, &slot.meta));
+                return self.snapshot(id, &slot.meta);
             }
-            if let Some(meta) = self.meta(id)? {
+            if let Some(meta) = self.whole(id)? {
                 drop(renamed);
                 slot.throw_away()?;
                 self.place.unlink(&mark)?;
-                return Ok(self.snapshot(id, &meta));
+                return self.snapshot(id, &meta);
             }
             // What is left of a snapshot whose deletion was cut short.
             self.throw_away(&target)?;

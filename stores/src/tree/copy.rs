@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Copying one file, link or node with all its attributes.
 
+use super::content::{Ways, copy_content};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::{Errno, Result};
 use std::ffi::{CStr, CString};
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Attributes of the overlay itself, such as `trusted.overlay.opaque`, which say nothing about the merged tree.
 const OVERLAY: &[u8] = b"overlay.";
@@ -36,7 +35,7 @@ pub(crate) fn copy_node(source: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &C
             let from = rustix::fs::openat(source, name, flags | OFlags::RDONLY, Mode::empty())?;
             let create = flags | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
             let to = rustix::fs::openat(target, name, create, mode)?;
-            copy_content(from, to)?;
+            copy_content(from.as_fd(), to.as_fd(), &stat, &Ways::new())?;
         }
         FileType::Symlink => {
             let link = rustix::fs::readlinkat(source, name, Vec::new())?;
@@ -48,17 +47,6 @@ pub(crate) fn copy_node(source: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &C
     let from = rustix::fs::openat(source, name, flags, Mode::empty())?;
     let to = rustix::fs::openat(target, name, flags, Mode::empty())?;
     copy_attributes(&from, &to, &stat)
-}
-
-/// Copies the bytes: by sharing them (`FICLONE`), or else in the kernel.
-fn copy_content(from: OwnedFd, to: OwnedFd) -> Result<()> {
-    if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
-        return Ok(());
-    }
-    let (mut from, mut to) = (File::from(from), File::from(to));
-    io::copy(&mut from, &mut to)
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    Ok(())
 }
 
 /// Gives `to` the owner, extended attributes, mode and times of `from`, whose `stat` is given. Attributes of the overlay

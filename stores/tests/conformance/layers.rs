@@ -41,7 +41,7 @@ fn five_hundred_steps_are_one_tree(fixture: &Fixture) {
         assert_eq!(tree.names("d"), names, "step {step}");
     }
     let layers = |step: u32| match store.get(id(step)).unwrap().unwrap().rootfs {
-        Rootfs::Directory(_) => 1,
+        Rootfs::Directory(_) | Rootfs::Dataset(_) => 1,
         Rootfs::Overlay(overlay) => overlay.lower.len(),
     };
     assert!(
@@ -205,7 +205,7 @@ fn attributes_survive_squashing(fixture: &Fixture) {
         let stat = rustix::fs::fstat(&file).unwrap();
         assert_eq!(
             (stat.st_mtime, stat.st_mtime_nsec),
-            (1_000_000_000, 7),
+            (1_000_000_000, fixture.nanoseconds(7)),
             "{path}"
         );
         let mut value = [0; 1];

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod caches;
+mod copies;
 mod durability;
 mod full_disk;
 mod layers;
@@ -14,6 +15,7 @@ mod processes;
 mod snapshots;
 mod subject;
 mod trees;
+mod zfs;
 
 /// Runs test functions against `all` kinds of store, or against the `persistent` ones: all but the one for tests.
 macro_rules! suite {
@@ -26,6 +28,13 @@ macro_rules! suite {
         crate::suite!(@ overlay_on_xfs OVERLAY_ON_XFS $($test)*);
         crate::suite!(@ overlay_on_btrfs OVERLAY_ON_BTRFS $($test)*);
         crate::suite!(@ btrfs BTRFS $($test)*);
+        crate::suite!(@ xfs XFS $($test)*);
+        crate::suite!(@ xfs_on_btrfs XFS_ON_BTRFS $($test)*);
+        crate::suite!(@ rsync_copy RSYNC_COPY $($test)*);
+        crate::suite!(@ rsync_hardlink RSYNC_HARDLINK $($test)*);
+        crate::suite!(@ rsync_hardlink_unsafe RSYNC_HARDLINK_UNSAFE $($test)*);
+        crate::suite!(@ rsync_hardlink_by_program RSYNC_HARDLINK_BY_PROGRAM $($test)*);
+        crate::suite!(@ zfs ZFS $($test)*);
     };
     (@ $module:ident $subject:ident $($test:ident)*) => {
         mod $module {

@@ -6,7 +6,7 @@
 use crate::subject::{Fixture, id};
 use crate::trees::{Tree, commit, tree};
 use obuild_fixtures::{Privilege, may};
-use obuild_stores::{Error, Options, Store, StoreUrl, open};
+use obuild_stores::{Error, Options, Store, open};
 use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -259,12 +259,7 @@ fn without_root_a_store_is_refused(fixture: &Fixture) {
     let own = fixture.scratch().join("own");
     fs_err::create_dir(&own).unwrap();
     fs_err::set_permissions(&own, Permissions::from_mode(0o777)).unwrap();
-    let there = fixture.url();
-    let new = StoreUrl {
-        path: own,
-        ..there.clone()
-    };
-    for url in [there, new] {
+    for url in [fixture.url(), fixture.another(own)] {
         let mut command = Command::new(&program);
         command.uid(65534).gid(65534);
         let mut actor = Actor::spawn(&mut command, &url.to_string(), "be refused", 0);

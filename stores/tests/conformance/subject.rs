@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The stores under test, each in a directory of its own.
 
-use obuild_fixtures::{FileSystem, root, scratch};
-use obuild_stores::{Memory, Options, SnapshotId, Store, StoreUrl, open};
+use crate::zfs::TestDataset;
+use obuild_fixtures::{FileSystem, root, scratch, skip};
+use obuild_stores::{Memory, Options, RsyncMode, SnapshotId, Store, StoreUrl, open};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,34 +13,109 @@ use tempfile::TempDir;
 pub(crate) struct Subject {
     kind: Option<&'static str>,
     file_system: FileSystem,
+    rsync: Option<Rsync>,
+}
+
+/// How an rsync store is made and opened.
+#[derive(Clone, Copy)]
+struct Rsync {
+    mode: RsyncMode,
+    program: bool,
 }
 
 pub(crate) const MEMORY: Subject = Subject {
     kind: None,
     file_system: FileSystem::Default,
+    rsync: None,
 };
 pub(crate) const OVERLAY: Subject = Subject {
     kind: Some("overlay"),
     file_system: FileSystem::Default,
+    rsync: None,
 };
 pub(crate) const OVERLAY_ON_XFS: Subject = Subject {
     kind: Some("overlay"),
     file_system: FileSystem::Xfs,
+    rsync: None,
 };
 pub(crate) const OVERLAY_ON_BTRFS: Subject = Subject {
     kind: Some("overlay"),
     file_system: FileSystem::Btrfs,
+    rsync: None,
 };
 pub(crate) const BTRFS: Subject = Subject {
     kind: Some("btrfs"),
     file_system: FileSystem::Btrfs,
+    rsync: None,
+};
+
+pub(crate) const XFS: Subject = Subject {
+    kind: Some("xfs"),
+    file_system: FileSystem::Xfs,
+    rsync: None,
+};
+pub(crate) const XFS_ON_BTRFS: Subject = Subject {
+    kind: Some("xfs"),
+    file_system: FileSystem::Btrfs,
+    rsync: None,
+};
+pub(crate) const RSYNC_COPY: Subject = Subject {
+    kind: Some("rsync"),
+    file_system: FileSystem::Default,
+    rsync: Some(Rsync {
+        mode: RsyncMode::Copy,
+        program: false,
+    }),
+};
+pub(crate) const RSYNC_HARDLINK: Subject = Subject {
+    kind: Some("rsync"),
+    file_system: FileSystem::Default,
+    rsync: Some(Rsync {
+        mode: RsyncMode::Hardlink,
+        program: false,
+    }),
+};
+pub(crate) const RSYNC_HARDLINK_UNSAFE: Subject = Subject {
+    kind: Some("rsync"),
+    file_system: FileSystem::Default,
+    rsync: Some(Rsync {
+        mode: RsyncMode::HardlinkUnsafe,
+        program: false,
+    }),
+};
+pub(crate) const RSYNC_HARDLINK_BY_PROGRAM: Subject = Subject {
+    kind: Some("rsync"),
+    file_system: FileSystem::Default,
+    rsync: Some(Rsync {
+        mode: RsyncMode::Hardlink,
+        program: true,
+    }),
+};
+
+pub(crate) const ZFS: Subject = Subject {
+    kind: Some("zfs"),
+    file_system: FileSystem::Default,
+    rsync: None,
 };
 
 /// An open store and its directory.
 pub(crate) struct Fixture {
     pub(crate) store: Arc<dyn Store>,
     kind: Option<&'static str>,
+    rsync: Option<Rsync>,
     directory: TempDir,
+    dataset: Option<TestDataset>,
+}
+
+const RSYNC: &str = "/usr/bin/rsync";
+
+/// Returns how a store that is there is opened.
+fn options(rsync: Option<Rsync>) -> Options {
+    let program = rsync.is_some_and(|rsync| rsync.program);
+    Options {
+        rsync_program: program.then(|| RSYNC.into()),
+        ..Options::default()
+    }
 }
 
 impl Subject {
@@ -48,18 +124,36 @@ impl Subject {
         if !root() {
             return None;
         }
+        if self.rsync.is_some_and(|rsync| rsync.program) && !Path::new(RSYNC).exists() {
+            skip("needs /usr/bin/rsync (package rsync)");
+            return None;
+        }
         let directory = scratch(self.file_system)?;
+        let dataset = match self.kind {
+            Some("zfs") => Some(TestDataset::choose()?),
+            _ => None,
+        };
         let store: Arc<dyn Store> = match self.kind {
+            Some("zfs") => {
+                let url = dataset.as_ref().expect("it was chosen").url();
+                open(&url, &Options::default()).unwrap()
+            }
             None => Arc::new(Memory::create(directory.path()).unwrap()),
             Some(kind) => {
                 let url = url(kind, &directory.path().join("store"));
-                open(&url, &Options::default()).unwrap()
+                let options = Options {
+                    rsync_mode: self.rsync.map(|rsync| rsync.mode),
+                    ..options(self.rsync)
+                };
+                open(&url, &options).unwrap()
             }
         };
         Some(Fixture {
             store,
             kind: self.kind,
+            rsync: self.rsync,
             directory,
+            dataset,
         })
     }
 }
@@ -69,6 +163,8 @@ impl Fixture {
     pub(crate) fn path(&self) -> PathBuf {
         match self.kind {
             None => self.directory.path().to_owned(),
+            // Where the dataset is mounted.
+            Some("zfs") => self.store.state_dir().parent().unwrap().to_owned(),
             Some(_) => self.directory.path().join("store"),
         }
     }
@@ -79,26 +175,74 @@ impl Fixture {
     }
 
     pub(crate) fn url(&self) -> StoreUrl {
+        if let Some(dataset) = &self.dataset {
+            return dataset.url();
+        }
         url(
             self.kind.expect("only persistent stores have one"),
             &self.path(),
         )
     }
 
+    /// Returns what the store calls itself.
+    pub(crate) fn named(&self) -> String {
+        match self.kind {
+            None => format!("memory:{}", self.path().display()),
+            Some(_) => self.url().to_string(),
+        }
+    }
+
+    /// Returns the URL of a store of the same kind that is not there yet, where `directory` is one that anybody may
+    /// write to.
+    pub(crate) fn another(&self, directory: PathBuf) -> StoreUrl {
+        let there = self.url();
+        let path = if self.dataset.is_some() {
+            there.path.join("another")
+        } else {
+            directory
+        };
+        StoreUrl { path, ..there }
+    }
+
     pub(crate) fn is_btrfs(&self) -> bool {
         self.kind == Some("btrfs")
     }
 
+    pub(crate) fn is_overlay(&self) -> bool {
+        self.kind == Some("overlay")
+    }
+
+    /// Returns whether each snapshot holds all of its tree by itself.
+    pub(crate) fn shares_nothing(&self) -> bool {
+        self.rsync
+            .is_some_and(|rsync| rsync.mode == RsyncMode::Copy)
+    }
+
+    /// Returns the nanoseconds that a file keeps of those it was given: zfs-fuse keeps none (its daemon sets times by
+    /// whole seconds), all others do, OpenZFS too.
+    pub(crate) fn nanoseconds(&self, given: u64) -> u64 {
+        if self.is_zfs_fuse() { 0 } else { given }
+    }
+
+    /// Returns whether the store is on zfs-fuse, which knows neither nanoseconds nor `chattr(1)`.
+    pub(crate) fn is_zfs_fuse(&self) -> bool {
+        self.dataset.is_some() && {
+            let statfs = rustix::fs::statfs(self.path()).unwrap();
+            // FUSE_SUPER_MAGIC: linux include/uapi/linux/magic.h.
+            statfs.f_type == 0x6573_5546
+        }
+    }
+
     /// Opens the store once more.
     pub(crate) fn reopen(&self) -> Arc<dyn Store> {
-        open(&self.url(), &Options::default()).unwrap()
+        open(&self.url(), &options(self.rsync)).unwrap()
     }
 
     /// Opens it as after the boot `boot_id`.
     pub(crate) fn reopen_after_boot(&self, boot_id: &str) -> Arc<dyn Store> {
         let options = Options {
             boot_id: Some(boot_id.to_owned()),
-            ..Options::default()
+            ..options(self.rsync)
         };
         open(&self.url(), &options).unwrap()
     }
@@ -129,6 +273,9 @@ impl Fixture {
         let path = self.path();
         drop(self.store);
         assert_eq!(leftovers(&path), Vec::<PathBuf>::new());
+        if let Some(dataset) = &self.dataset {
+            assert_eq!(dataset.leftovers(&path), Vec::<String>::new());
+        }
     }
 }
 
@@ -143,6 +290,8 @@ pub(crate) fn leftovers(path: &Path) -> Vec<PathBuf> {
         "caches",
         "trash",
         "state",
+        "trees",
+        "cache-trees",
     ];
     let mut found = Vec::new();
     let mut pending = vec![path.to_owned()];
