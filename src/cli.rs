@@ -105,6 +105,8 @@ pub(crate) enum Command {
     Prune(Prune),
     /// Show what the store holds
     Df(Df),
+    /// Run a command, or a shell, in the user namespace that rootless builds have
+    Unshare(Unshare),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Write the manual pages into a directory
@@ -396,6 +398,18 @@ pub(crate) struct Df {
     /// How to print
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
+}
+
+/// `obuild unshare`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "An ordinary user's store holds files of ids that only this namespace has. In it the user is root, \
+and may look at them, or remove a store: obuild unshare -- rm -r ~/.local/share/obuild. For root nothing changes."
+)]
+pub(crate) struct Unshare {
+    /// The command [default: the user's shell]
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<std::ffi::OsString>,
 }
 
 /// `obuild completions`.

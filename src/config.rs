@@ -86,9 +86,9 @@ fn absolute(text: &str) -> Result<String> {
     }
 }
 
-/// `/var/lib/obuild` for root, else below the user's data directory.
+/// `/var/lib/obuild` for root, else below the user's data directory; root of a user namespace is an ordinary user.
 fn default_store() -> Result<PathBuf> {
-    if rustix::process::geteuid().is_root() {
+    if rustix::process::geteuid().is_root() && obuild_rootless::current().is_none() {
         return Ok(PathBuf::from("/var/lib/obuild"));
     }
     let directory = home_directory("XDG_DATA_HOME", ".local/share")

@@ -144,7 +144,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         std::io::ErrorKind::StorageFull => {
             Some("the disk is full; make room with `obuild prune --free SIZE` or elsewhere. Nothing that was cached is lost".to_owned())
         }
-        std::io::ErrorKind::PermissionDenied => Some("run obuild as a user who may do this (root for now)".to_owned()),
+        std::io::ErrorKind::PermissionDenied => Some("run obuild as a user who may do this, or name another store with --store".to_owned()),
         std::io::ErrorKind::ReadOnlyFilesystem => {
             Some("the file system is mounted read-only; name another store with --store".to_owned())
         }

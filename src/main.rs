@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     };
     let colour = progress::colour(cli.global.color);
     start_logging(cli.global.verbose, colour);
-    match dispatch(&cli) {
+    match become_root(&cli.command).and_then(|()| dispatch(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !error.is::<SpecErrors>() && !error.is::<Negative>() && !is_broken_pipe(&error) {
@@ -45,6 +45,19 @@ fn main() -> ExitCode {
             }
             ExitCode::from(failure::exit_status(&error))
         }
+    }
+}
+
+/// Makes an ordinary user root of a user namespace for a command that needs it. Threads come later.
+fn become_root(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Check(_)
+        | Command::Fmt(_)
+        | Command::Dockerfile(_)
+        | Command::Graph(_)
+        | Command::Completions(_)
+        | Command::Man(_) => Ok(()),
+        _ => Ok(obuild_rootless::enter()?),
     }
 }
 
@@ -65,6 +78,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Delete(options) => commands::delete::run(global, options),
         Command::Prune(options) => commands::prune::run(global, options),
         Command::Df(options) => commands::df::run(global, options),
+        Command::Unshare(options) => commands::unshare::run(options),
         Command::Completions(options) => commands::completions::run(options),
         Command::Man(options) => commands::man::run(options),
     }

@@ -117,6 +117,9 @@ pub enum Error {
         /// The newest that is known.
         known: i64,
     },
+    /// A step's user does not exist in the user namespace of an ordinary user.
+    #[error(transparent)]
+    Unmapped(obuild_rootless::Unmapped),
     /// A broken invariant.
     #[error("internal error: {0}")]
     Bug(String),
@@ -164,6 +167,7 @@ impl Error {
                 obuild_images::ErrorKind::Cancelled => Kind::Interrupted,
             },
             Self::Store(_)
+            | Self::Unmapped(_)
             | Self::Io { .. }
             | Self::Database { .. }
             | Self::NewerDatabase { .. } => Kind::Host,

@@ -339,10 +339,11 @@ impl Job {
 
 /// Returns the user's ids, from the draft's own `/etc/passwd` for a name.
 fn owner(draft: &Draft, user: &obuild_specs::User) -> Result<(u32, u32), Error> {
-    match user {
-        obuild_specs::User::Ids { uid, gid } => Ok((*uid, *gid)),
-        obuild_specs::User::Name(name) => users::look_up(open_root(draft)?.as_fd(), name),
-    }
+    let (uid, gid) = match user {
+        obuild_specs::User::Ids { uid, gid } => (*uid, *gid),
+        obuild_specs::User::Name(name) => users::look_up(open_root(draft)?.as_fd(), name)?,
+    };
+    obuild_rootless::owner(uid, gid).map_err(Error::Unmapped)
 }
 
 impl Source {

@@ -85,6 +85,16 @@ pub(crate) fn debootstrap(
             std::io::Error::from(Errno::ACCESS),
         ));
     }
+    if obuild_rootless::current().is_some() {
+        return Err(Error::Debootstrap {
+            suite: suite.to_owned(),
+            status: "not started".into(),
+            last_lines: vec![
+                "it makes device nodes, which only the host's root may: run obuild as root, or use another base"
+                    .into(),
+            ],
+        });
+    }
     let sources = read_sources(&tools.apt)?;
     let settings = tools.apt_settings();
     let mirror = sources.iter().find(|source| source.suite == suite);

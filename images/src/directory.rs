@@ -7,6 +7,7 @@
 
 use crate::Error;
 use crate::import::Progress;
+use crate::owners;
 use crate::resolve::ResolveOptions;
 use crate::stamp::{FileDigests, NoDigests, file_digest};
 use crate::unpack::tree::{MAX_DEPTH, children, open_directory, timestamps};
@@ -237,6 +238,10 @@ impl<'a> Walk<'a> {
                 self.attributes(if kind == FileType::Fifo { b'p' } else { b'n' }, &stat);
                 self.bytes_of(&(stat.st_mode & 0o170_000).to_le_bytes());
                 self.bytes_of(&stat.st_rdev.to_le_bytes());
+                let device = kind != FileType::Fifo;
+                if target.is_some() && device && owners::without_devices(name) {
+                    return Ok(());
+                }
                 if let Some(target) = target {
                     mknodat(target, name, kind, mode, stat.st_rdev)
                         .map_err(failed(self, "create"))?;
@@ -327,7 +332,9 @@ impl<'a> Walk<'a> {
         xattrs: &Xattrs,
     ) -> Result<(), Error> {
         let failed = |error: Errno| self.error("set the attributes of the copy of", error);
-        let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        let (uid, gid) = owners::copied(stat.st_uid, stat.st_gid)
+            .map_err(|error| self.error("set the owner of the copy of", error))?;
+        let owner = (Uid::from_raw(uid), Gid::from_raw(gid));
         chownat(
             target,
             name,

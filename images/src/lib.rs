@@ -14,6 +14,7 @@ mod error;
 mod import;
 mod layout;
 mod lock;
+mod owners;
 mod reference;
 mod resolve;
 mod stamp;

@@ -3,10 +3,10 @@
 
 use crate::Cancel;
 use crate::cgroup::{Cgroups, Group};
-use crate::sandbox::{Command, Error, Exit, Features, Rootfs, Sandbox, Stdio};
+use crate::sandbox::{Command, Error, Exit, Features, Rootfs, Sandbox, Stdio, User};
 use crate::step::{self, Surroundings};
 use crate::zygote::{HelperCommand, Zygote};
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 /// How to open a [`Native`] sandbox.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ pub struct NativeOptions {
     pub helper: HelperCommand,
 }
 
-/// Runs commands in namespaces of its own making. Needs root and Linux 5.12.
+/// Runs commands in namespaces of its own making. Needs root, if only of a user namespace, and Linux 5.12.
 #[derive(Debug)]
 pub struct Native {
     zygote: Zygote,
@@ -31,7 +31,7 @@ impl Native {
         if !rustix::process::geteuid().is_root() {
             return Err(Error::Unavailable {
                 sandbox: NAME,
-                reason: "it needs root; run obuild as root".to_owned(),
+                reason: "it needs root, if only of a user namespace".to_owned(),
             });
         }
         Ok(Self {
@@ -59,6 +59,20 @@ impl Native {
     }
 }
 
+/// Says once that a command runs as another user than it asks for.
+fn tell_of_single_id(user: &User) {
+    static TOLD: Once = Once::new();
+    let root = match user {
+        User::Ids { uid, gid } => (*uid, *gid) == (0, 0),
+        User::Name(name) => name == "root",
+    };
+    if !root && obuild_rootless::current().is_some_and(obuild_rootless::Mapping::is_single) {
+        TOLD.call_once(|| {
+            tracing::warn!("there is one user id only here: steps of all users run as root");
+        });
+    }
+}
+
 impl Sandbox for Native {
     fn name(&self) -> &'static str {
         NAME
@@ -75,11 +89,16 @@ impl Sandbox for Native {
             Err(error) => error.to_string(),
         };
         let note = |name: &str, value: String| (name.to_owned(), value);
+        let user = if obuild_rootless::current().is_some() {
+            "user, "
+        } else {
+            ""
+        };
         Features {
             notes: vec![
                 note(
                     "isolation",
-                    "pid, mount, ipc, uts, net, cgroup namespaces; seccomp".to_owned(),
+                    format!("{user}pid, mount, ipc, uts, net, cgroup namespaces; seccomp"),
                 ),
                 note("cgroup", cgroups),
                 note("overlay", overlay.to_owned()),
@@ -94,6 +113,7 @@ impl Sandbox for Native {
         stdio: Stdio<'_>,
         cancel: &Cancel,
     ) -> Result<Exit, Error> {
+        tell_of_single_id(&command.user);
         let group = self.cgroups()?.create(&command.limits)?;
         let surroundings = Surroundings {
             cgroups: group.as_ref().map_or_else(Vec::new, Group::entries),

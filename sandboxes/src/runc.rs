@@ -51,6 +51,10 @@ impl Runc {
         if !rustix::process::geteuid().is_root() {
             return Err(unavailable("it needs root; run obuild as root".to_owned()));
         }
+        if obuild_rootless::current().is_some() {
+            let reason = "OCI runtimes are not supported in a user namespace; use --sandbox native";
+            return Err(unavailable(reason.to_owned()));
+        }
         let program = find(&options.runtime)?;
         let bundle = options.state_dir.join("bundle");
         fs_err::create_dir_all(&bundle).map_err(|source| Error::Setup {

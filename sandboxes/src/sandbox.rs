@@ -249,6 +249,9 @@ pub enum Error {
     /// The named user is not in the tree.
     #[error("there is no user {0:?} in the tree's /etc/passwd")]
     NoUser(BString),
+    /// The user does not exist in the caller's user namespace.
+    #[error("{0}")]
+    Unmapped(String),
     /// This host or this caller cannot run this kind of sandbox.
     #[error("the {sandbox} sandbox cannot run here: {reason}")]
     Unavailable {

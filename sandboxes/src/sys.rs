@@ -192,6 +192,11 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, clear: u64) -> io::
     change_mount(mount, 0, set, clear, 0)
 }
 
+/// Sets attributes of the mount at `mount` and of all below it.
+pub(crate) fn mount_setattr_below(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
+    change_mount(mount, libc::AT_RECURSIVE, set, 0, 0)
+}
+
 /// Keeps what is mounted at `mount` and below from the mounts that these are copies of; what is mounted there still comes here.
 pub(crate) fn keep_mounts(mount: BorrowedFd<'_>) -> io::Result<()> {
     change_mount(mount, libc::AT_RECURSIVE, 0, 0, libc::MS_SLAVE)

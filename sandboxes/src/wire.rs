@@ -101,6 +101,7 @@ pub(crate) enum Failure {
         reason: String,
     },
     NoUser(BString),
+    Unmapped(String),
     Unavailable(String),
     Helper(String),
     /// As `Unavailable`, of the user sandbox.
@@ -122,6 +123,7 @@ impl Failure {
                 reason: clip(reason),
             },
             Self::NoUser(name) => Self::NoUser(clip_bytes(name)),
+            Self::Unmapped(reason) => Self::Unmapped(clip(reason)),
             Self::Unavailable(reason) => Self::Unavailable(clip(reason)),
             Self::Helper(reason) => Self::Helper(clip(reason)),
             Self::NotByUser(reason) => Self::NotByUser(clip(reason)),
@@ -138,6 +140,7 @@ impl From<Failure> for Error {
             },
             Failure::NoProgram { program, reason } => Self::NoProgram { program, reason },
             Failure::NoUser(name) => Self::NoUser(name),
+            Failure::Unmapped(reason) => Self::Unmapped(reason),
             Failure::Unavailable(reason) => Self::Unavailable {
                 sandbox: "runc",
                 reason,

@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use bstr::BString;
 use obuild_engine::Engine;
 use obuild_sandboxes::{
-    Cancel, Command, Exit, Limits, Network, OverlayMount, Rootfs, Stdio, Upper, User,
+    Cancel, Command, Exit, Limits, Mount, MountSource, Network, OverlayMount, Rootfs, Stdio, Upper,
+    User,
 };
 use obuild_stores::SnapshotId;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 const TIMEOUT: Duration = Duration::from_mins(5);
 
 pub(crate) fn run(global: &Global, options: &Healthcheck) -> Result<()> {
+    if let Some(mapping) = obuild_rootless::current() {
+        print(format!("{}\n", rootless(mapping)))?;
+    }
     let config = Config::read(global)?;
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(&options.sandbox, &config, &*store)?;
@@ -44,7 +48,7 @@ pub(crate) fn run(global: &Global, options: &Healthcheck) -> Result<()> {
 
     let mut output = Vec::new();
     let mut sink = |data: &[u8]| output.extend_from_slice(data);
-    let command = Command {
+    let mut command = Command {
         argv: ["/bin/sh", "-c", "echo healthcheck"]
             .map(BString::from)
             .to_vec(),
@@ -87,8 +91,14 @@ pub(crate) fn run(global: &Global, options: &Healthcheck) -> Result<()> {
     } else {
         // This host's own tree, read-only below an overlay that is thrown away.
         let scratch = Scratch::create(store.state_dir())?;
+        let lower = if obuild_rootless::current().is_some() {
+            command.mounts = scratch.programs()?;
+            scratch.0.join("lower")
+        } else {
+            PathBuf::from("/")
+        };
         let rootfs = Rootfs::Overlay(OverlayMount {
-            lower: vec![PathBuf::from("/")],
+            lower: vec![lower],
             upper: Some(Upper {
                 upper: scratch.0.join("upper"),
                 work: scratch.0.join("work"),
@@ -115,6 +125,22 @@ pub(crate) fn run(global: &Global, options: &Healthcheck) -> Result<()> {
     }
 }
 
+/// Tells which ids an ordinary user has, and what would give it more.
+fn rootless(mapping: &obuild_rootless::Mapping) -> String {
+    let root = mapping
+        .outer_root()
+        .map_or_else(String::new, |uid| format!(", where user id {uid} is root"));
+    if mapping.is_single() {
+        let why = mapping.why_single().unwrap_or("the namespace is like that");
+        format!(
+            "rootless: in a user namespace{root}, with that id only: {why}\n  \
+             steps run as root whatever user they ask for, and all files are root's"
+        )
+    } else {
+        format!("rootless: in a user namespace{root} ({mapping})")
+    }
+}
+
 /// A directory that goes with its owner.
 struct Scratch(PathBuf);
 
@@ -124,6 +150,28 @@ impl Scratch {
         fs_err::create_dir_all(path.join("upper"))?;
         fs_err::create_dir_all(path.join("work"))?;
         Ok(Self(path))
+    }
+
+    /// Makes a tree with the host's programs in it: links where the host has links, mounts for the rest.
+    ///
+    /// In a user namespace the kernel lets nobody use a directory as a layer in which the host has mounted something, such as `/`.
+    fn programs(&self) -> Result<Vec<Mount>> {
+        let tree = self.0.join("lower");
+        fs_err::create_dir(&tree)?;
+        let mut mounts = Vec::new();
+        for name in ["usr", "bin", "sbin", "lib", "lib32", "lib64", "nix"] {
+            let host = Path::new("/").join(name);
+            if let Ok(target) = fs_err::read_link(&host) {
+                fs_err::os::unix::fs::symlink(target, tree.join(name))?;
+            } else if host.is_dir() {
+                mounts.push(Mount {
+                    source: MountSource::Tree(Rootfs::Directory(host)),
+                    target: BString::from(format!("/{name}")),
+                    readonly: true,
+                });
+            }
+        }
+        Ok(mounts)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{Error, Kind, Rootfs, sys, tree};
 use rustix::fs::{AtFlags, Mode, StatVfsMountFlags};
 use rustix::io::Errno;
 use std::collections::HashSet;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -46,6 +46,13 @@ impl Trees for Btrfs {
         if !sys::is_root() {
             let reason = "deleting subvolumes and giving files away needs root: run it as root";
             return Err(unsuitable(reason.to_owned()));
+        }
+        if obuild_rootless::current().is_some() && !may_delete(place)? {
+            return Err(unsuitable(format!(
+                "an ordinary user may delete subvolumes only where btrfs is mounted with user_subvol_rm_allowed: \
+                 mount it so, or use overlay:{}",
+                path.display()
+            )));
         }
         let noatime = rustix::fs::fstatvfs(place.descriptor())
             .is_ok_and(|statvfs| statvfs.f_flag.contains(StatVfsMountFlags::NOATIME));
@@ -91,8 +98,13 @@ impl Trees for Btrfs {
     /// a [`sync`](crate::Store::sync). Reads only the leaves of the tree that changed.
     fn size(&self, place: &Place, name: &str, parent: Option<&str>) -> Result<u64, Error> {
         let top = open(place, name)?;
-        young_bytes(top.as_fd(), parent.is_some())
-            .map_err(|error| place.error("measure", name, error))
+        match young_bytes(top.as_fd(), parent.is_some()) {
+            // Only root of the host may search the trees: what is shared counts too then.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                tree::size(top).map_err(|errno| place.error("measure", name, errno))
+            }
+            size => size.map_err(|error| place.error("measure", name, error)),
+        }
     }
 }
 
@@ -100,6 +112,22 @@ fn open(place: &Place, name: &str) -> Result<OwnedFd, Error> {
     place
         .open_directory(name)
         .map_err(|errno| place.error("open", name, errno))
+}
+
+/// Finds out whether a subvolume can be deleted, which `user_subvol_rm_allowed` allows to others than root (btrfs(5)).
+fn may_delete(place: &Place) -> Result<bool, Error> {
+    let name = format!(".probe-{}", std::process::id());
+    let probe = CString::new(name.as_str()).expect("digits");
+    let directory = place.descriptor();
+    sys::create_subvolume(directory, &probe)
+        .map_err(|error| place.error("create the subvolume", &name, error))?;
+    let deleted = sys::destroy_subvolume(directory, &probe).is_ok();
+    if !deleted {
+        // An empty one goes as a directory does (Linux 4.18).
+        rustix::fs::unlinkat(directory, &probe, AtFlags::REMOVEDIR)
+            .map_err(|errno| place.error("remove", &name, errno))?;
+    }
+    Ok(deleted)
 }
 
 /// Destroys the subvolume `name`, and first all that builds made in it.
@@ -110,6 +138,19 @@ fn destroy_subvolume(directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Resu
         // Another process destroys the same.
         Err(Errno::NOENT) => return Ok(()),
         result => return result,
+    }
+    if obuild_rootless::current().is_some() {
+        // Only root of the host may ask for the numbers of those inside: they are met on the way through the tree instead.
+        let inside = tree::open(directory, name)?;
+        let mut names = Vec::new();
+        tree::entries(inside.as_fd(), |name, _| {
+            names.push(name);
+            Ok(())
+        })?;
+        for name in names {
+            tree::remove(inside.as_fd(), &name, Some(&destroy_subvolume))?;
+        }
+        return sys::destroy_subvolume(directory, name).map_err(errno);
     }
     let (top, _) = sys::subvolume_info(tree::open(directory, name)?.as_fd()).map_err(errno)?;
     let mut found = vec![top];

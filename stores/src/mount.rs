@@ -117,6 +117,9 @@ fn mount(recipe: &OverlayMount) -> Result<OwnedFd, Failure> {
     for (key, value) in PORTABLE {
         set(key, value).map_err(fail)?;
     }
+    if obuild_rootless::current().is_some() {
+        rustix::mount::fsconfig_set_flag(&context, "userxattr").map_err(fail)?;
+    }
     rustix::mount::fsconfig_create(&context).map_err(fail)?;
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOATIME;
     if recipe.upper.is_none() {
@@ -157,6 +160,9 @@ fn mount_by_string(recipe: &OverlayMount) -> Result<OwnedFd, Error> {
             for text in [",", key, "=", value] {
                 options += text;
             }
+        }
+        if obuild_rootless::current().is_some() {
+            options += ",userxattr";
         }
         let options = CString::new(options).expect("descriptor numbers hold no NUL");
         rustix::mount::mount("obuild", path, "overlay", flags, options.as_c_str())?;

@@ -2,7 +2,8 @@
 //! The overlay kind: a snapshot is the upper directory of an overlay mount (Linux
 //! `Documentation/filesystems/overlayfs.rst`), on top of those of its ancestors.
 //!
-//! It works in any directory whose file system can hold an upper layer (ext4, XFS, btrfs) and needs root. Beside `fs`, a slot
+//! It works in any directory whose file system can hold an upper layer (ext4, XFS, btrfs) and needs root, if only of a user
+//! namespace: there the kernel keeps its marks in `user.overlay.*` (mount option `userxattr`, Linux 5.11). Beside `fs`, a slot
 //! has `work`, the kernel's scratch directory. It stays after the commit, with the few empty directories that a mount
 //! leaves in it, and goes when the snapshot goes: on ext4, to delete it costs more than all the rest of a commit (four
 //! directories at 0.15 to 0.25 ms on a disk in use, 2-core VM, 6.18, 2026-11), and the mount that used it may end a little later than
@@ -128,7 +129,7 @@ fn try_out(place: &Place, slot: &str, lower: &str) -> Result<(), Error> {
     let upper = place
         .open_directory(&format!("{slot}/fs"))
         .map_err(|errno| place.error("open", slot, errno))?;
-    rustix::fs::fsetxattr(&upper, c"trusted.overlay.opaque", b"y", XattrFlags::empty())
+    rustix::fs::fsetxattr(&upper, tree::opaque_mark(), b"y", XattrFlags::empty())
         .map_err(|errno| place.error("mark", slot, errno))
 }
 

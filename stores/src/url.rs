@@ -125,12 +125,14 @@ impl FromStr for StoreUrl {
 }
 
 /// Returns the store to use at `path` when nobody chose a kind: btrfs where `path`, or the nearest directory
-/// above it that is there, is on btrfs, else overlay.
+/// above it that is there, is on btrfs, else overlay. In a user namespace it is overlay too: an ordinary user may delete no subvolumes
+/// unless the file system is mounted for that.
 pub fn best(path: &Path) -> StoreUrl {
     let on_btrfs = path
         .ancestors()
         .find_map(|ancestor| rustix::fs::statfs(ancestor).ok())
-        .is_some_and(|statfs| tree::is_btrfs(&statfs));
+        .is_some_and(|statfs| tree::is_btrfs(&statfs))
+        && obuild_rootless::current().is_none();
     StoreUrl {
         kind: if on_btrfs { Kind::Btrfs } else { Kind::Overlay },
         path: path.to_owned(),

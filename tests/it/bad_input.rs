@@ -241,7 +241,7 @@ fn no_permission() {
         .env("OBUILD_STORE", &world.store)
         .env("OBUILD_CONFIG", "/dev/null");
     let ran = Ran::from(other.output().unwrap());
-    assert_refused(&ran, 3, &["root"]);
+    assert_refused(&ran, 3, &["Permission denied", "hint", "--store"]);
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod lint;
 mod packages;
 mod reaper;
 mod report;
+mod rootless;
 mod test;
 mod workspace;
 mod zfs;
@@ -49,7 +50,7 @@ const TASKS: &[Task] = &[
     Task {
         name: "test",
         arguments: "[CARGO TEST ARGUMENTS]",
-        summary: "set up what tests need and run every check; with arguments only `cargo test` with them",
+        summary: "set up what tests need and run every check; with arguments only `cargo test` with them (--as-users: only suites without root)",
         run: test::run,
     },
     Task {

@@ -38,6 +38,7 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("kill"), "procps"),
     (Sign::Program("setpriv"), "util-linux"),
     (Sign::Program("losetup"), "mount"),
+    (Sign::Program("newuidmap"), "uidmap"),
     (Sign::Program("useradd"), "passwd"),
 ];
 

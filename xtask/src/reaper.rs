@@ -268,14 +268,15 @@ fn remove_tree(path: &Path) -> Result<()> {
     })
 }
 
+/// Removes a user with its subordinate ids; one that is not there is no error.
 fn remove_user(name: &str) -> Result<()> {
+    // userdel(8): 6 is "specified user doesn't exist". What was just killed may still be the user's.
     retry(|| {
         let output = Command::new("userdel")
             .env("PATH", workspace::search_path())
             .arg(name)
             .output()
             .context("run userdel")?;
-        // userdel(8): 6 is "specified user doesn't exist".
         anyhow::ensure!(
             output.status.success() || output.status.code() == Some(6),
             "{}",

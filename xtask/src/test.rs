@@ -5,6 +5,7 @@ use crate::cmd::Cmd;
 use crate::filesystems::Scratch;
 use crate::reaper::Guard;
 use crate::report::Report;
+use crate::rootless::{self, Users};
 use crate::zfs::Pool;
 use crate::{accounts, debian, docs, examples, faults, lint, packages, workspace};
 use anyhow::{Context, Result};
@@ -13,7 +14,11 @@ use std::path::{Path, PathBuf};
 /// Size of the images of the test file systems; they are sparse.
 const IMAGE_BYTES: u64 = 8 << 30;
 
-/// Runs the task. With arguments it runs only `cargo test` with them, in the same surroundings.
+/// The argument that asks for the suites as ordinary users only.
+const AS_USERS: &str = "--as-users";
+
+/// Runs the task. With arguments it runs only `cargo test` with them, in the same surroundings; with `--as-users` alone, only the suites as
+/// ordinary users.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let mut report = Report::default();
     if arguments.is_empty() {
@@ -23,11 +28,24 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if arguments.is_empty() {
         lint::compiled(&mut report);
     }
-    report.check("tests", || cargo_test(arguments, &surroundings));
+    let as_users = arguments == [AS_USERS];
+    if !as_users {
+        report.check("tests", || cargo_test(arguments, &surroundings));
+    }
+    if (arguments.is_empty() || as_users)
+        && let (Some(scratch), Some(users)) = (&surroundings.scratch, &surroundings.users)
+    {
+        report.check("suites as ordinary users", || {
+            rootless::run_suites(scratch, users)
+        });
+    }
     if arguments.is_empty() {
         docs::checks(&mut report);
         surroundings.run_examples(&mut report);
         surroundings.run_faults(&mut report);
+    }
+    if let Some(users) = surroundings.users.take() {
+        report.check("users removed", || users.close());
     }
     if let Some(pool) = surroundings.pool.take() {
         report.check("no pool left behind", || pool.close());
@@ -47,6 +65,7 @@ struct Surroundings {
     /// Deleted before the file systems go: fields are dropped in their order.
     accounts: Vec<Guard>,
     scratch: Option<Scratch>,
+    users: Option<Users>,
     variables: Vec<(&'static str, PathBuf)>,
 }
 
@@ -62,6 +81,7 @@ impl Surroundings {
                 pool: None,
                 accounts: Vec::new(),
                 scratch: Some(scratch),
+                users: None,
                 variables,
             });
         }
@@ -85,6 +105,15 @@ impl Surroundings {
             variables.push(("OBUILD_TEST_DEBIAN", debian::tar()?));
             Ok(())
         });
+        let mut users = None;
+        report.check("users", || {
+            let made = Users::create(&scratch)?;
+            for (variable, name) in &made.names {
+                variables.push((variable, name.into()));
+            }
+            users = Some(made);
+            Ok(())
+        });
         // For the trees of the sandboxes' tests, and for stores on btrfs: a home is moved to where its tree is.
         let mut accounts = Vec::new();
         for (variable, count, file_system) in [
@@ -104,6 +133,7 @@ impl Surroundings {
             pool,
             accounts,
             scratch: Some(scratch),
+            users,
             variables,
         })
     }

@@ -11,6 +11,7 @@ use super::scan::{BUFFER, FILE};
 use super::stamp::{Stamp, file_type, permissions};
 use super::walk::{Step, Walk, clear};
 use super::xattr::{self, Attributes};
+use crate::owners;
 use bstr::{BStr, BString};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, chmodat, chownat, fchmod,
@@ -47,7 +48,8 @@ const ATTEMPTS: u32 = 100;
 /// # Errors
 ///
 /// [`ExportError::NotEmpty`] and [`ExportError::NotADirectory`] when the place is taken. Without the privilege to give files to
-/// other users or to make devices, a tree that needs it is an error.
+/// other users or to make devices, a tree that needs it is an error; but in a user namespace everything becomes root's, and devices are left
+/// out.
 pub fn export_dir(
     root: BorrowedFd<'_>,
     to: &Path,
@@ -285,6 +287,9 @@ impl<'a> Export<'a> {
                     .map_err(|error| source("read", path, error))?;
                 symlinkat(content, to, name).map_err(|error| target("make", path, error))?;
             }
+            FileType::BlockDevice | FileType::CharacterDevice if owners::without_devices(path) => {
+                return Ok(());
+            }
             kind => {
                 mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev)
                     .map_err(|error| target("make", path, error))?;
@@ -294,7 +299,8 @@ impl<'a> Export<'a> {
             .map_err(|error| source("read the attributes of", path, error))?;
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
         let set = || {
-            let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+            let (uid, gid) = owners::exported(stat.st_uid, stat.st_gid);
+            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
             chownat(to, name, Some(uid), Some(gid), nofollow)?;
             if file_type(stat) != FileType::Symlink {
                 chmodat(
@@ -354,8 +360,9 @@ fn facts(file: BorrowedFd<'_>) -> Result<(Stat, Attributes), Errno> {
 /// Gives a copy what the original has. The owner comes first: changing it clears the set-id bits and capabilities (chown(2)).
 fn set(file: BorrowedFd<'_>, stat: &Stat, attributes: &Attributes) -> Result<(), Errno> {
     let now = fstat(file)?;
-    if (now.st_uid, now.st_gid) != (stat.st_uid, stat.st_gid) {
-        let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    let (uid, gid) = owners::exported(stat.st_uid, stat.st_gid);
+    if (now.st_uid, now.st_gid) != (uid, gid) {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         fchown(file, Some(uid), Some(gid))?;
     }
     fchmod(file, Mode::from_raw_mode(permissions(stat).into()))?;

@@ -6,6 +6,7 @@
 use super::Error;
 use super::archive::{Archive, Entry, Extent, Kind};
 use super::tree::{MAX_DEPTH, Tree, children, open_directory, remove, times_of, timestamps};
+use crate::owners;
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
     fsetxattr, fstat, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat,
@@ -57,7 +58,13 @@ pub(crate) fn unpack(
         whiteouts,
         made: Made::default(),
     };
-    while let Some(entry) = unpacker.archive.next()? {
+    while let Some(mut entry) = unpacker.archive.next()? {
+        (entry.uid, entry.gid) =
+            owners::allowed(entry.uid, entry.gid).map_err(|source| Error::Write {
+                action: "set the owner of",
+                entry: entry.name.clone().into(),
+                source,
+            })?;
         unpacker.apply(&entry)?;
     }
     unpacker
@@ -140,6 +147,7 @@ impl<R: BufRead> Unpacker<R> {
                     "a character device 0:0 would hide files in an overlay",
                 ))
             }
+            Kind::Character(..) | Kind::Block(..) if owners::without_devices(&entry.name) => Ok(()),
             Kind::Character(major, minor) => {
                 let device = makedev(*major, *minor);
                 self.node(entry, name, "make the device", |parent| {

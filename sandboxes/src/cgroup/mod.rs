@@ -66,6 +66,11 @@ impl Cgroups {
     pub(crate) fn describe(&self) -> String {
         match &self.layout {
             Layout::V1 { controllers, .. } => {
+                let writable =
+                    |path: &PathBuf| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
+                if !controllers.values().all(writable) {
+                    return "v1, no limits: the groups are not this user's".to_owned();
+                }
                 let names: Vec<&str> = controllers.keys().copied().collect();
                 format!("v1 ({})", names.join(", "))
             }
@@ -198,6 +203,17 @@ enum Problem {
     Failed { action: String, source: io::Error },
 }
 
+/// Why an ordinary user has no limits.
+const NOT_OURS: &str = "limits of memory, processors and processes need a cgroup that this user may change; \
+     start obuild with `systemd-run --user --scope -p Delegate=yes` (cgroups of version 2), or run without limits";
+
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
+}
+
 impl Problem {
     fn no_cgroups() -> Self {
         Self::Missing(
@@ -210,6 +226,12 @@ impl Problem {
     fn for_sandbox(self, sandbox: &'static str) -> Error {
         match self {
             Self::Missing(reason) => Error::Unavailable { sandbox, reason },
+            Self::Failed { source, .. }
+                if obuild_rootless::current().is_some() && is_refusal(&source) =>
+            {
+                let reason = NOT_OURS.to_owned();
+                Error::Unavailable { sandbox, reason }
+            }
             Self::Failed { action, source } => Error::Setup { action, source },
         }
     }

@@ -25,26 +25,33 @@ pub(super) fn find(tree: &Tree, user: &User) -> Result<Account, Failure> {
         Ok(content.unwrap_or_default())
     };
     let passwd = read("/etc/passwd")?;
-    match user {
-        User::Ids { uid, gid } => Ok(Account {
+    let mut account = match user {
+        User::Ids { uid, gid } => Account {
             uid: *uid,
             gid: *gid,
             groups: Vec::new(),
             home: entry(&passwd, |found| found.uid == *uid)
                 .map_or_else(|| BString::from("/"), |found| found.home),
-        }),
+        },
         User::Name(name) => {
             let found = entry(&passwd, |found| found.name == name.as_slice())
                 .ok_or_else(|| Failure::NoUser(name.clone()))?;
             let groups = groups(&read("/etc/group")?, name, found.gid);
-            Ok(Account {
+            Account {
                 uid: found.uid,
                 gid: found.gid,
                 groups,
                 home: found.home,
-            })
+            }
         }
+    };
+    let unmapped = |error: obuild_rootless::Unmapped| Failure::Unmapped(error.to_string());
+    for gid in &mut account.groups {
+        *gid = obuild_rootless::owner(0, *gid).map_err(unmapped)?.1;
     }
+    (account.uid, account.gid) =
+        obuild_rootless::owner(account.uid, account.gid).map_err(unmapped)?;
+    Ok(account)
 }
 
 struct Entry<'a> {

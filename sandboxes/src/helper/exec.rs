@@ -182,7 +182,10 @@ impl Launch<'_> {
             .iter()
             .map(|&gid| Gid::from_raw(gid))
             .collect();
-        rustix::thread::set_thread_groups(&groups).trying(action)?;
+        // With a single id the kernel does not allow it, and there is no group to be had anyway.
+        if obuild_rootless::current().is_none_or(obuild_rootless::Mapping::may_set_groups) {
+            rustix::thread::set_thread_groups(&groups).trying(action)?;
+        }
         let (uid, gid) = (
             Uid::from_raw(self.account.uid),
             Gid::from_raw(self.account.gid),

@@ -79,6 +79,8 @@ fn serve() -> io::Result<()> {
         bounding: CapabilitySet::all(),
     };
     warm_up();
+    // A process in a user namespace could not go back to the host's network: its steps make their networks themselves.
+    let rootless = obuild_rootless::current().is_some();
     let signals = sys::child_signals()?;
     // The step socket of each init process, held until it is reaped: for the caller, the end of the socket is the end of the step.
     let mut steps: HashMap<Pid, (OwnedFd, Option<OwnedFd>)> = HashMap::new();
@@ -116,7 +118,8 @@ fn serve() -> io::Result<()> {
             }
             let step = parcel.socket();
             // When this or the fork fails, the end of the dropped socket tells the caller.
-            let network = parcel.own_network().then(|| networks.enter()).transpose();
+            let network = (parcel.own_network() && !rootless).then(|| networks.enter());
+            let network = network.transpose();
             let Ok(network) = network else { continue };
             match sys::fork_init() {
                 Ok(sys::Fork::Child) => {

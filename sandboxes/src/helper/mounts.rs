@@ -5,7 +5,7 @@
 use super::private::{Private, is_readonly};
 use super::template::{HOSTS, NODES, Template};
 use crate::sandbox::{Mount, MountSource, Network};
-use crate::tree::{Attributes, Kind, Tree, attach, bind, file_system};
+use crate::tree::{Attributes, Kind, Tree, attach, bind, bind_all, file_system};
 use crate::wire::{Failure, Streams, Trying};
 use bstr::ByteSlice;
 use rustix::fd::{AsFd, OwnedFd};
@@ -98,6 +98,7 @@ pub(super) fn system(
     tree: &mut Tree,
     template: &Template,
     streams: &Streams,
+    network: Network,
 ) -> Result<(), Failure> {
     let proc = file_system("proc", &[], Attributes::NO_EXEC).trying(|| "make /proc")?;
     place(tree, &proc, b"/proc", Kind::Directory)?;
@@ -125,7 +126,10 @@ pub(super) fn system(
         rustix::fs::symlinkat(*target, &dev, *name).trying(|| format!("make /dev/{name}"))?;
     }
     let options = [("gid", "5"), ("mode", "0620"), ("ptmxmode", "0666")];
-    let pts = file_system("devpts", &options, Attributes::DEVICES).trying(|| "make /dev/pts")?;
+    // A user namespace may lack the group, which is Debian's `tty`.
+    let known = obuild_rootless::owner(0, 5) == Ok((0, 5));
+    let options = &options[usize::from(!known)..];
+    let pts = file_system("devpts", options, Attributes::DEVICES).trying(|| "make /dev/pts")?;
     let mqueue = file_system("mqueue", &[], Attributes::NO_EXEC).trying(|| "make /dev/mqueue")?;
     for (name, mount) in [("pts", pts), ("mqueue", mqueue)] {
         attach_directory(&dev, name, &mount).trying(|| format!("mount /dev/{name}"))?;
@@ -135,7 +139,14 @@ pub(super) fn system(
     rustix::fs::mkdirat(&dev, "shm", Mode::from_raw_mode(0o1777)).trying(|| "make /dev/shm")?;
     rustix::process::umask(old);
 
-    let sys = file_system("sysfs", &[], Attributes::NO_EXEC.readonly()).trying(|| "make /sys")?;
+    let with = Attributes::NO_EXEC.readonly();
+    let sys = if network == Network::Host && obuild_rootless::current().is_some() {
+        // The kernel makes a sysfs only for who owns the network that it shows.
+        bind_all(super::native::open_host("/sys")?.as_fd(), with)
+            .trying(|| "show the host's /sys")?
+    } else {
+        file_system("sysfs", &[], with).trying(|| "make /sys")?
+    };
     place(tree, &sys, b"/sys", Kind::Directory)
 }
 

@@ -4,7 +4,8 @@
 use super::init::Stdio;
 use super::private::{Private, is_readonly};
 use super::template::Template;
-use super::{Prepared, accounts, exec, mounts, programs};
+use super::{Prepared, accounts, exec, mounts, networks, programs};
+use crate::sandbox::Network;
 use crate::sys;
 use crate::tree::{Attributes, Kind, Tree, attach};
 use crate::wire::{self, Failure, Reply, Request, Trying};
@@ -37,9 +38,14 @@ pub(super) fn start(
     slot: &mut Option<Tree>,
 ) -> Result<Pid, Failure> {
     let command = &request.command;
-    // The process is in its network namespace already: see `networks`.
-    let namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    // But in a user namespace the process is in its network namespace already: see `networks`.
+    let network = obuild_rootless::current().is_some() && command.network == Network::None;
+    namespaces.set(UnshareFlags::NEWNET, network);
     sys::unshare(namespaces).trying(|| "make namespaces")?;
+    if network {
+        networks::loopback().trying(|| "make the loopback network")?;
+    }
     let cgroups = request
         .cgroups
         .iter()
@@ -62,7 +68,7 @@ pub(super) fn start(
         private.write(&format!("secret-{index}"), value, 0o400, owner)?;
     }
 
-    mounts::system(tree, &template, &request.streams)?;
+    mounts::system(tree, &template, &request.streams, command.network)?;
     mounts::host_files(tree, &template, &private, command.network)?;
     for (mount, kind, target) in extra {
         let point = tree.point(target, kind);

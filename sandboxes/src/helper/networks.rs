@@ -108,7 +108,7 @@ fn counts_nothing(sockstat: &str) -> bool {
 }
 
 /// Sets the loopback interface of the caller's namespace up.
-fn loopback() -> io::Result<()> {
+pub(super) fn loopback() -> io::Result<()> {
     let socket = rustix::net::socket_with(
         AddressFamily::INET,
         SocketType::DGRAM,

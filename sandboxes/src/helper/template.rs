@@ -3,10 +3,10 @@
 //! piece by piece: a mount costs the kernel much less than a file system of the step's own with all that in it.
 
 use super::native;
-use crate::tree::{Attributes, attach, copy, file_system};
+use crate::tree::{Attributes, attach, bind, copy, file_system};
 use crate::wire::{Failure, Trying};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use std::io::Write;
 
 // Character devices of linux v6.18 Documentation/admin-guide/devices.txt: name, major, minor.
@@ -22,6 +22,18 @@ pub(super) const NODES: &[(&str, u32, u32)] = &[
 /// Where it is mounted in the helper's own mount namespace, and so in those of all steps until they change their root. A directory of
 /// sysfs that no program of ours or of a step looks into there.
 const PLACES: [&str; 2] = ["/sys/kernel", "/sys"];
+
+/// In a user namespace a step may be shown the host's `/sys` as it is: there it is mounted on a directory of procfs that is as good.
+const ROOTLESS: [&str; 2] = ["/proc/fs", "/proc"];
+
+fn open_place() -> Result<OwnedFd, Failure> {
+    let [first, second] = if obuild_rootless::current().is_some() {
+        ROOTLESS
+    } else {
+        PLACES
+    };
+    native::open_host(first).or_else(|_| native::open_host(second))
+}
 
 /// The content of a step's `/etc/hosts`.
 pub(super) const HOSTS: &[u8] =
@@ -48,15 +60,25 @@ impl Template {
             .readonly()
             .set(made.as_fd())
             .trying(action)?;
-        let place = native::open_host(PLACES[0]).or_else(|_| native::open_host(PLACES[1]))?;
-        attach(&made, place.as_fd()).trying(action)
+        attach(&made, open_place()?.as_fd()).trying(action)?;
+        if obuild_rootless::current().is_some() {
+            // Nobody can make a device there, so the host's are shown.
+            for &(name, ..) in NODES {
+                let host = format!("/dev/{name}");
+                let action = || format!("show the host's {host}");
+                let with = Attributes::DEVICES.readonly();
+                let node = bind(CWD, host.as_bytes(), with).trying(action)?;
+                let flags = OFlags::PATH | OFlags::CLOEXEC;
+                let point = rustix::fs::openat(&made, name, flags, Mode::empty()).trying(action)?;
+                attach(&node, point.as_fd()).trying(action)?;
+            }
+        }
+        Ok(())
     }
 
     /// Finds it in the mount namespace of a step.
     pub(super) fn open() -> Result<Self, Failure> {
-        native::open_host(PLACES[0])
-            .or_else(|_| native::open_host(PLACES[1]))
-            .map(Self)
+        open_place().map(Self)
     }
 
     /// Returns a place that things can be mounted on before the step's root is entered.
@@ -71,10 +93,16 @@ impl Template {
 }
 
 fn fill(directory: &OwnedFd) -> std::io::Result<()> {
+    let rootless = obuild_rootless::current().is_some();
     for &(name, major, minor) in NODES {
-        let device = rustix::fs::makedev(major, minor);
+        let (kind, device) = if rootless {
+            (FileType::RegularFile, 0)
+        } else {
+            let device = rustix::fs::makedev(major, minor);
+            (FileType::CharacterDevice, device)
+        };
         let mode = Mode::from_raw_mode(0o666);
-        rustix::fs::mknodat(directory, name, FileType::CharacterDevice, mode, device)?;
+        rustix::fs::mknodat(directory, name, kind, mode, device)?;
     }
     rustix::fs::mkdirat(directory, "empty", Mode::from_raw_mode(0o755))?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;

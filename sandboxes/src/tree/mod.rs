@@ -4,5 +4,7 @@
 mod mount;
 mod points;
 
-pub(crate) use mount::{Attributes, attach, bind, copy, file_system, overlay, overlay_appends};
+pub(crate) use mount::{
+    Attributes, attach, bind, bind_all, copy, file_system, overlay, overlay_appends,
+};
 pub(crate) use points::{Kind, Tree};

@@ -47,13 +47,19 @@ impl Attributes {
     /// Gives a mount these attributes.
     pub(crate) fn set(self, mount: BorrowedFd<'_>) -> io::Result<()> {
         let times = MountAttrFlags::MOUNT_ATTR_NOATIME;
+        // What a user namespace has of the host's mounts keeps its kind of access time: mount_namespaces(7).
+        let with = if obuild_rootless::current().is_some() {
+            self.0 - times
+        } else {
+            self.0
+        };
         // mount_setattr(2): changing the kind of access time needs the whole field cleared.
-        let clear = if self.0.contains(times) {
+        let clear = if with.contains(times) {
             MountAttrFlags::MOUNT_ATTR__ATIME
         } else {
             MountAttrFlags::empty()
         };
-        sys::mount_setattr(mount, self.0.bits().into(), clear.bits().into())
+        sys::mount_setattr(mount, with.bits().into(), clear.bits().into())
     }
 }
 
@@ -77,6 +83,17 @@ pub(crate) fn copy(at: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
         flags |= OpenTreeFlags::AT_EMPTY_PATH;
     }
     rustix::mount::open_tree(at, OsStr::from_bytes(path), flags).map_err(io::Error::from)
+}
+
+/// As [`copy`], with everything that is mounted below it, all of it with these attributes.
+pub(crate) fn bind_all(at: BorrowedFd<'_>, with: Attributes) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    let mount = rustix::mount::open_tree(at, "", flags)?;
+    sys::mount_setattr_below(mount.as_fd(), with.0.bits().into())?;
+    Ok(mount)
 }
 
 /// Returns a detached mount of a new file system of this kind.
@@ -103,7 +120,7 @@ pub(crate) fn file_system(
 const PORTABLE: &[(&str, &str)] = &[
     ("index", "off"),
     ("metacopy", "off"),
-    ("redirect_dir", "off"),
+    ("redirect_dir", "nofollow"),
     // Else the kernel gives every upper layer a random number.
     ("uuid", "off"),
 ];
@@ -152,6 +169,10 @@ pub(crate) fn overlay<'a>(
     }
     for (key, value) in PORTABLE {
         rustix::mount::fsconfig_set_string(&context, *key, *value).or_else(explained)?;
+    }
+    if obuild_rootless::current().is_some() {
+        // In a user namespace nobody may set the trusted attributes that marks are kept in else.
+        rustix::mount::fsconfig_set_flag(&context, "userxattr").or_else(explained)?;
     }
     rustix::mount::fsconfig_create(&context).or_else(explained)?;
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, with.0).trying(plain)
@@ -202,6 +223,9 @@ fn overlay_at_once(
     }
     for (key, value) in PORTABLE {
         options.extend_from_slice(format!(",{key}={value}").as_bytes());
+    }
+    if obuild_rootless::current().is_some() {
+        options.extend_from_slice(b",userxattr");
     }
     if options.len() >= 4096 {
         let reason = format!(

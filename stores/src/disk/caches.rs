@@ -200,6 +200,8 @@ impl Shared {
         let below = layer_paths(&lease.cache, &current.layers);
         let rootfs = self.trees.create(&self.place, &lease.slot, &below)?;
         let top = format!("{}/fs", lease.slot);
+        let (user, group) = obuild_rootless::owner(user, group)
+            .map_err(|error| self.place.error("give away", &top, error))?;
         let owner = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
         rustix::fs::chownat(
             self.place.descriptor(),

@@ -4,7 +4,7 @@
 use crate::place::Place;
 use crate::trees::Trees;
 use crate::{Error, Kind};
-use rustix::fs::IFlags;
+use rustix::fs::{IFlags, Mode};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -57,9 +57,18 @@ pub(super) fn open(path: &Path, trees: &mut dyn Trees, wait: Duration) -> Result
             }
             trees.probe(&place)?;
             let settings = trees.settle(None)?;
+            if obuild_rootless::current().is_some() {
+                // A set-uid program of root's in a tree is the user's on the host: nobody else may come near it.
+                rustix::fs::fchmod(place.descriptor(), Mode::RWXU)
+                    .map_err(|errno| place.error("close to others", ".", errno))?;
+            }
             place.make_directory("drafts", 0o700)?;
             spread(&place)?;
-            place.replace(FILE, &format!("{kind} {VERSION}\n{settings}"), true)?;
+            place.replace(
+                FILE,
+                &format!("{kind} {VERSION}\n{settings}{}", ids()),
+                true,
+            )?;
         }
     } else if !crate::sys::is_root() {
         trees.probe(&place)?;
@@ -84,7 +93,7 @@ fn check(place: &Place, path: &Path, trees: &mut dyn Trees) -> Result<bool, Erro
         kind: kind.name(),
         reason,
     };
-    let (first, settings) = text.split_once('\n').unwrap_or((&text, ""));
+    let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
     let parsed = first.trim_end().split_once(' ');
     let Some((found, Ok(version))) = parsed.map(|(kind, version)| (kind, version.parse::<u32>()))
     else {
@@ -116,8 +125,40 @@ fn check(place: &Place, path: &Path, trees: &mut dyn Trees) -> Result<bool, Erro
             path.display()
         )));
     }
+    let (settings, found) = match rest.find(IDS) {
+        Some(start) => rest.split_at(start),
+        None => (rest, ""),
+    };
+    if found != ids() {
+        return Err(unsuitable(other_ids(found)));
+    }
     trees.settle(Some(settings))?;
     Ok(true)
+}
+
+/// What begins that line.
+const IDS: &str = "ids ";
+
+/// Returns the line by which a store in a user namespace names the ids that its files have on the host; nothing for root's stores.
+fn ids() -> String {
+    obuild_rootless::current().map_or_else(String::new, |mapping| format!("{IDS}{mapping}\n"))
+}
+
+/// Says why a store with such a line cannot be used here: its files would belong to others than they should.
+fn other_ids(line: &str) -> String {
+    let line = line.strip_prefix(IDS).unwrap_or(line).trim_end();
+    match (line.is_empty(), obuild_rootless::current()) {
+        (true, _) => {
+            "it was made by root: run obuild as root, or choose another directory".to_owned()
+        }
+        (false, None) => format!(
+            "an ordinary user made it (ids: {line}): run obuild as that user, or choose another directory"
+        ),
+        (false, Some(mapping)) => format!(
+            "it was made when this user had other ids ({line}; now {mapping}): give back what has changed in \
+             /etc/subuid and /etc/subgid, or choose another directory"
+        ),
+    }
 }
 
 /// Returns something in the directory that no unfinished making of a store can have left.

@@ -10,9 +10,20 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Attributes of the overlay itself, such as `trusted.overlay.opaque`, which say nothing about the merged tree.
-const OVERLAY: &[u8] = b"trusted.overlay.";
+const OVERLAY: &[u8] = b"overlay.";
 /// Those of an overlay mounted inside an overlay, which belong to the merged tree (overlayfs.rst, "Nesting").
-const NESTED: &[u8] = b"trusted.overlay.overlay.";
+const NESTED: &[u8] = b"overlay.overlay.";
+
+/// Returns whether an attribute is the overlay's own; in a user namespace those are not trusted ones but the user's.
+fn is_overlays(name: &[u8]) -> bool {
+    let class: &[u8] = if obuild_rootless::current().is_some() {
+        b"user."
+    } else {
+        b"trusted."
+    };
+    name.strip_prefix(class)
+        .is_some_and(|name| name.starts_with(OVERLAY) && !name.starts_with(NESTED))
+}
 
 /// Copies what is not a directory: `name` in `source` to a new `name` in `target`. Shares extents where that works.
 pub(crate) fn copy_node(source: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &CStr) -> Result<()> {
@@ -121,7 +132,7 @@ pub(super) fn xattrs(file: &OwnedFd) -> Result<Vec<CString>> {
     let length = rustix::fs::listxattr(&path, &mut list[..])?;
     let mut names = Vec::new();
     for name in list[..length].split(|byte| *byte == 0) {
-        if name.is_empty() || (name.starts_with(OVERLAY) && !name.starts_with(NESTED)) {
+        if name.is_empty() || is_overlays(name) {
             continue;
         }
         names.push(CString::new(name).map_err(|_| Errno::INVAL)?);

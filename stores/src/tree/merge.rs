@@ -21,7 +21,15 @@ pub(crate) enum Whiteouts {
     Drop,
 }
 
-const OPAQUE: &CStr = c"trusted.overlay.opaque";
+/// Returns the attribute by which a directory of a layer hides those below it: in a user namespace nobody may set trusted ones, and
+/// overlays are mounted `userxattr` (overlayfs.rst, "User xattr").
+pub(crate) fn opaque_mark() -> &'static CStr {
+    if obuild_rootless::current().is_some() {
+        c"user.overlay.opaque"
+    } else {
+        c"trusted.overlay.opaque"
+    }
+}
 
 struct Frame {
     pending: Vec<CString>,
@@ -114,7 +122,7 @@ fn directory(
     }
     if hides && whiteouts == Whiteouts::Keep {
         let directory = open(target, name)?;
-        rustix::fs::fsetxattr(&directory, OPAQUE, b"y", XattrFlags::empty())?;
+        rustix::fs::fsetxattr(&directory, opaque_mark(), b"y", XattrFlags::empty())?;
     }
     Ok(())
 }
@@ -127,7 +135,7 @@ pub(super) fn is_whiteout(stat: &Stat) -> bool {
 /// Returns whether a directory hides those of the same name in layers below.
 pub(super) fn is_opaque(directory: BorrowedFd<'_>) -> Result<bool> {
     let mut value = [0; 8];
-    match rustix::fs::fgetxattr(directory, OPAQUE, &mut value[..]) {
+    match rustix::fs::fgetxattr(directory, opaque_mark(), &mut value[..]) {
         Ok(length) => Ok(value[..length] == *b"y"),
         Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(false),
         Err(errno) => Err(errno),

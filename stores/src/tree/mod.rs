@@ -17,7 +17,7 @@ mod void;
 mod whiteouts;
 
 pub(crate) use copy::{copy_attributes, copy_node};
-pub(crate) use merge::{Whiteouts, merge};
+pub(crate) use merge::{Whiteouts, merge, opaque_mark};
 pub(crate) use own::{Sharing, own_size};
 pub(crate) use remove::{Subvolumes, remove};
 pub(crate) use replicate::replicate;

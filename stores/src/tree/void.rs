@@ -5,14 +5,13 @@
 //! also what is removed again, such as a mount point. Each such layer would make every later miss in them slower.
 
 use super::copy::{xattr, xattrs};
+use super::merge::opaque_mark;
 use super::{entries, open};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::{Errno, Result};
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-
-const OPAQUE: &std::ffi::CStr = c"trusted.overlay.opaque";
 
 /// A layer with more directories than this is looked at no further: it is taken to change something.
 const DIRECTORIES: usize = 16;
@@ -107,7 +106,7 @@ fn find(path: &[u8], layer: impl Fn(usize) -> Option<Result<OwnedFd>>) -> Result
 }
 
 fn is_opaque(directory: &OwnedFd) -> Result<bool> {
-    match rustix::fs::fgetxattr(directory, OPAQUE, &mut [0_u8; 8]) {
+    match rustix::fs::fgetxattr(directory, opaque_mark(), &mut [0_u8; 8]) {
         // "x": there are whiteouts in the form of attributes in it (overlayfs.rst, "Nesting").
         Ok(_) => Ok(true),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
