@@ -95,9 +95,12 @@ fn a_digest_is_of_the_tree_and_not_of_its_place() {
     drop(socket);
 }
 
+/// Does something to a tree.
+type Edit<'a> = &'a dyn Fn(&Tree);
+
 #[test]
 fn everything_that_a_program_could_see_changes_the_digest() {
-    let changes: [(&str, &dyn Fn(&Tree)); 11] = [
+    let changes: [(&str, Edit); 11] = [
         ("content", &|tree| {
             tree.file("bin/tool", "#!/bin/sx");
         }),
