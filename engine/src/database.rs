@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Mutex;
 
 /// The schema's version, in `PRAGMA user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// How long to wait for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,14 +47,22 @@ CREATE TABLE IF NOT EXISTS memos(
   content BLOB NOT NULL,         -- remembered digests
   used INTEGER NOT NULL
 ) STRICT;
-PRAGMA user_version = 1;
+CREATE TABLE IF NOT EXISTS digests(
+  id TEXT PRIMARY KEY,           -- a snapshot,
+  tree BLOB NOT NULL,            -- what `Listing::digest` said of its tree,
+  log BLOB NOT NULL,             -- the SHA-256 of its log, empty if there was none,
+  recorded INTEGER NOT NULL      -- and when that was, in milliseconds since 1970
+) STRICT;
+PRAGMA user_version = 2;
 ";
 
 /// The database of one store.
 #[derive(Debug)]
 pub(crate) struct Database {
     path: PathBuf,
-    connection: Mutex<SqliteConnection>,
+    pub(crate) connection: Mutex<SqliteConnection>,
+    /// Where a damaged file was put when this one was begun.
+    pub(crate) aside: Option<PathBuf>,
 }
 
 /// Returns milliseconds since 1970.
@@ -88,19 +96,11 @@ impl Database {
         };
         match opened {
             Err(Error::Database { source, .. }) if is_damaged(&source) => {
-                let aside =
-                    path.with_extension(format!("damaged-{}", milliseconds(SystemTime::now())));
+                let aside = put_aside(path);
                 tracing::warn!(path = %path.display(), aside = %aside.display(), "the database is damaged; starting a new one");
-                for suffix in ["", "-wal", "-shm"] {
-                    let with = |base: &Path| {
-                        let mut name = base.as_os_str().to_owned();
-                        name.push(suffix);
-                        PathBuf::from(name)
-                    };
-                    // A missing -wal or -shm is the normal case.
-                    let _ = fs_err::rename(with(path), with(&aside));
-                }
-                Self::try_open(path).await
+                let mut opened = Self::try_open(path).await?;
+                opened.aside = Some(aside);
+                Ok(opened)
             }
             other => other,
         }
@@ -145,10 +145,19 @@ impl Database {
         Ok(Self {
             path: path.to_owned(),
             connection: Mutex::new(connection),
+            aside: None,
         })
     }
 
-    fn fail(&self, source: sqlx::Error) -> Error {
+    /// Puts the file aside and begins an empty one. Returns where the old one is.
+    pub(crate) async fn replace(&self) -> Result<PathBuf, Error> {
+        let mut connection = self.connection.lock().await;
+        let aside = put_aside(&self.path);
+        *connection = Self::try_open(&self.path).await?.connection.into_inner();
+        Ok(aside)
+    }
+
+    pub(crate) fn fail(&self, source: sqlx::Error) -> Error {
         Error::Database {
             path: self.path.clone(),
             source,
@@ -159,6 +168,13 @@ impl Database {
     pub(crate) async fn record(&self, steps: &[StepRecord]) -> Result<(), Error> {
         let mut connection = self.connection.lock().await;
         let mut transaction = connection.begin().await.map_err(|e| self.fail(e))?;
+        // What was recorded of an earlier snapshot of the same id is not of this one.
+        let ids: Vec<SnapshotId> = steps.iter().map(|step| step.id).collect();
+        sqlx::query("DELETE FROM digests WHERE id IN (SELECT value FROM json_each(?))")
+            .bind(id_list(&ids))
+            .execute(&mut *transaction)
+            .await
+            .map_err(|e| self.fail(e))?;
         for step in steps {
             sqlx::query(
                 "INSERT OR REPLACE INTO steps(id, step, parent, kind, heading, created, used, duration) \
@@ -251,6 +267,8 @@ impl Database {
         for statement in [
             "DELETE FROM steps WHERE id IN (SELECT value FROM json_each(?))",
             "DELETE FROM overrides WHERE id IN (SELECT value FROM json_each(?))",
+            "DELETE FROM digests WHERE id IN (SELECT value FROM json_each(?))",
+            "DELETE FROM tree_digests WHERE source IN (SELECT value FROM json_each(?))",
         ] {
             sqlx::query(statement)
                 .bind(&list)
@@ -355,8 +373,23 @@ impl Database {
     }
 }
 
+/// Moves the file, with what belongs to it, out of the way.
+fn put_aside(path: &Path) -> PathBuf {
+    let aside = path.with_extension(format!("damaged-{}", milliseconds(SystemTime::now())));
+    for suffix in ["", "-wal", "-shm"] {
+        let with = |base: &Path| {
+            let mut name = base.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        // A missing -wal or -shm is the normal case.
+        let _ = fs_err::rename(with(path), with(&aside));
+    }
+    aside
+}
+
 /// Writes ids as a JSON array, for `json_each`.
-fn id_list(ids: &[SnapshotId]) -> String {
+pub(crate) fn id_list(ids: &[SnapshotId]) -> String {
     let ids: serde_json::Value = ids.iter().map(ToString::to_string).collect();
     ids.to_string()
 }
@@ -367,7 +400,7 @@ fn is_busy(error: &sqlx::Error) -> bool {
 }
 
 /// Returns whether the file is no usable database (`SQLITE_CORRUPT` 11, `SQLITE_NOTADB` 26).
-fn is_damaged(error: &sqlx::Error) -> bool {
+pub(crate) fn is_damaged(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(11 | 26))
 }
 

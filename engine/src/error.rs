@@ -78,6 +78,15 @@ pub enum Error {
     /// The store failed.
     #[error("the store failed")]
     Store(#[source] obuild_stores::Error),
+    /// A snapshot's tree could not be read, or its copy not written.
+    #[error("the tree of {id} failed")]
+    Tree {
+        /// The snapshot.
+        id: String,
+        /// Why.
+        #[source]
+        source: obuild_images::tree::TreeError,
+    },
     /// The sandbox could not run the step.
     #[error("{heading}")]
     Sandbox {
@@ -163,6 +172,7 @@ impl Error {
                 obuild_images::ErrorKind::Cancelled => Kind::Interrupted,
             },
             Self::Store(_)
+            | Self::Tree { .. }
             | Self::Io { .. }
             | Self::Database { .. }
             | Self::NewerDatabase { .. } => Kind::Host,
@@ -184,7 +194,7 @@ impl Error {
 }
 
 /// Joins an error's message with those of its causes.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

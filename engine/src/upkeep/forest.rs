@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Snapshots as a forest, and work done on all of it: parents first, independent chains at once.
+
+use crate::Error;
+use obuild_stores::SnapshotId;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+/// Snapshots and what stands on them.
+#[derive(Debug, Default)]
+pub(crate) struct Forest {
+    children: HashMap<SnapshotId, Vec<SnapshotId>>,
+    /// Those whose parent is not in the forest.
+    roots: Vec<SnapshotId>,
+}
+
+impl Forest {
+    /// Makes it of snapshots with their parents.
+    pub(crate) fn new(snapshots: &[(SnapshotId, Option<SnapshotId>)]) -> Self {
+        let there: HashSet<SnapshotId> = snapshots.iter().map(|(id, _)| *id).collect();
+        let mut forest = Self::default();
+        for (id, parent) in snapshots {
+            match parent.filter(|parent| there.contains(parent)) {
+                Some(parent) => forest.children.entry(parent).or_default().push(*id),
+                None => forest.roots.push(*id),
+            }
+        }
+        forest.roots.sort_unstable();
+        for children in forest.children.values_mut() {
+            children.sort_unstable();
+        }
+        forest
+    }
+
+    /// Returns what stands on a snapshot, that snapshot first and parents before children.
+    pub(crate) fn descendants(&self, id: SnapshotId) -> Vec<SnapshotId> {
+        let mut found = vec![id];
+        let mut next = 0;
+        while next < found.len() {
+            found.extend(self.children.get(&found[next]).into_iter().flatten());
+            next += 1;
+        }
+        found
+    }
+
+    /// Returns every snapshot, parents before children.
+    pub(crate) fn in_order(&self) -> Vec<SnapshotId> {
+        let mut found = self.roots.clone();
+        let mut next = 0;
+        while next < found.len() {
+            found.extend(self.children.get(&found[next]).into_iter().flatten());
+            next += 1;
+        }
+        found
+    }
+
+    /// Returns the number of snapshots in the longest chain.
+    pub(crate) fn depth(&self) -> usize {
+        let mut deepest = 0;
+        let mut stack: Vec<(SnapshotId, usize)> = self.roots.iter().map(|id| (*id, 1)).collect();
+        while let Some((id, depth)) = stack.pop() {
+            deepest = deepest.max(depth);
+            let children = self.children.get(&id).into_iter().flatten();
+            stack.extend(children.map(|child| (*child, depth + 1)));
+        }
+        deepest
+    }
+
+    /// Calls `work` for every snapshot, from `threads` threads, with what it returned for the parent; nothing for a root. Where it
+    /// returns `None`, what stands on the snapshot is left out. Chains are followed to their ends before others are begun, so that few
+    /// results are held at a time.
+    ///
+    /// # Errors
+    ///
+    /// The first error; what was not begun is not.
+    pub(crate) fn each<T: Send + Sync>(
+        &self,
+        threads: usize,
+        work: &(dyn Fn(SnapshotId, Option<&T>) -> Result<Option<T>, Error> + Sync),
+    ) -> Result<(), Error> {
+        let queue = Mutex::new(Queue {
+            waiting: self.roots.iter().rev().map(|id| (*id, None)).collect(),
+            running: 0,
+            error: None,
+        });
+        let changed = Condvar::new();
+        let labour = || {
+            let mut held = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            loop {
+                let Some((id, parent)) = held.waiting.pop() else {
+                    if held.running == 0 {
+                        return;
+                    }
+                    held = changed.wait(held).unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                };
+                held.running += 1;
+                drop(held);
+                let result = work(id, parent.as_deref());
+                drop(parent);
+                held = queue.lock().unwrap_or_else(PoisonError::into_inner);
+                held.running -= 1;
+                match result {
+                    Ok(Some(made)) => {
+                        let made = Arc::new(made);
+                        let children = self.children.get(&id).into_iter().flatten();
+                        held.waiting
+                            .extend(children.map(|child| (*child, Some(Arc::clone(&made)))));
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        held.waiting.clear();
+                        held.error.get_or_insert(error);
+                    }
+                }
+                changed.notify_all();
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                // Where there can be no more threads, one does all the work.
+                let _ = std::thread::Builder::new()
+                    .name("store".into())
+                    .spawn_scoped(scope, labour);
+            }
+            labour();
+        });
+        let queue = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
+        queue.error.map_or(Ok(()), Err)
+    }
+}
+
+struct Queue<T> {
+    /// Taken from the end.
+    waiting: Vec<(SnapshotId, Option<Arc<T>>)>,
+    running: usize,
+    error: Option<Error>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(byte: u8) -> SnapshotId {
+        SnapshotId::from_digest([byte; 32])
+    }
+
+    #[test]
+    fn parents_come_first_and_their_results_reach_the_children() {
+        // 1 ─ 2 ─ 3, 1 ─ 4, and 6 whose parent 5 is missing.
+        let forest = Forest::new(&[
+            (id(3), Some(id(2))),
+            (id(1), None),
+            (id(2), Some(id(1))),
+            (id(4), Some(id(1))),
+            (id(6), Some(id(5))),
+        ]);
+        assert_eq!(forest.depth(), 3);
+        assert_eq!(forest.descendants(id(1)), [id(1), id(2), id(4), id(3)]);
+        for threads in [1, 4] {
+            let seen = Mutex::new(Vec::new());
+            let depth = |id: SnapshotId, parent: Option<&usize>| {
+                let depth = parent.map_or(1, |depth| depth + 1);
+                seen.lock().unwrap().push((id, depth));
+                Ok((id != SnapshotId::from_digest([2; 32])).then_some(depth))
+            };
+            forest.each(threads, &depth).unwrap();
+            let mut seen = seen.into_inner().unwrap();
+            seen.sort();
+            // Nothing stands on 2, which gave no result.
+            assert_eq!(seen, [(id(1), 1), (id(2), 2), (id(4), 2), (id(6), 1)]);
+        }
+        let wrong = |_, _: Option<&()>| Err(Error::Cancelled);
+        assert!(matches!(forest.each(2, &wrong), Err(Error::Cancelled)));
+    }
+}
