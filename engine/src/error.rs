@@ -87,6 +87,15 @@ pub enum Error {
         #[source]
         source: obuild_images::tree::TreeError,
     },
+    /// A cache could not be copied.
+    #[error("the cache {name:?} could not be copied")]
+    Cache {
+        /// The cache.
+        name: String,
+        /// Why.
+        #[source]
+        source: obuild_images::tree::TreeError,
+    },
     /// The sandbox could not run the step.
     #[error("{heading}")]
     Sandbox {
@@ -173,6 +182,7 @@ impl Error {
             },
             Self::Store(_)
             | Self::Tree { .. }
+            | Self::Cache { .. }
             | Self::Io { .. }
             | Self::Database { .. }
             | Self::NewerDatabase { .. } => Kind::Host,

@@ -26,7 +26,7 @@ pub use events::{Event, EventSender, Outcome};
 pub use job::sandbox_rootfs;
 pub use maintenance::{PruneOptions, Pruned, Usage};
 pub use obuild_stores::{Finding, FindingKind};
-pub use upkeep::{CheckOptions, CheckReport, Health, Progress, StoreInfo};
+pub use upkeep::{CheckOptions, CheckReport, CopyOptions, CopyReport, Health, Progress, StoreInfo};
 
 use bstr::BString;
 use database::Database;

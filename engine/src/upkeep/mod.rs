@@ -6,11 +6,13 @@
 
 mod books;
 mod check;
+mod copy;
 mod forest;
 mod info;
 mod records;
 
 pub use check::{CheckOptions, CheckReport};
+pub use copy::{CopyOptions, CopyReport};
 pub(crate) use forest::Forest;
 pub use info::{Health, StoreInfo};
 
