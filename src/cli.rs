@@ -29,9 +29,15 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Where results are kept: overlay:PATH or btrfs:PATH [default: the best that the data directory allows]
+    /// Where results are kept: overlay:PATH, btrfs:PATH, xfs:PATH or rsync:PATH [default: the best that the data directory allows]
     #[arg(long, global = true, value_name = "KIND:PATH", env = "OBUILD_STORE")]
     pub(crate) store: Option<String>,
+    /// How an rsync store saves room; needed only to make one
+    #[arg(long, global = true, value_name = "MODE")]
+    pub(crate) rsync_mode: Option<RsyncMode>,
+    /// Let an rsync store copy with this program instead of by itself
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
+    pub(crate) rsync_program: Option<PathBuf>,
     /// Read this configuration file instead of the default one
     #[arg(long, global = true, value_name = "FILE", env = "OBUILD_CONFIG", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
@@ -41,6 +47,19 @@ pub(crate) struct Global {
     /// Tell more; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+}
+
+/// The modes of an rsync store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum RsyncMode {
+    /// Every result is complete in itself
+    Copy,
+    /// Unchanged files are hard links to the parent's; contents are compared
+    Hardlink,
+    /// The same, trusting sizes and times
+    #[value(alias = "hardlink_unsafe")]
+    HardlinkUnsafe,
 }
 
 /// Auto, always or never.

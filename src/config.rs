@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The configuration file and the default places (XDG directories; root's are the system's).
 
-use crate::cli::{Global, ProgressKind, SandboxKind};
+use crate::cli::{Global, ProgressKind, RsyncMode, SandboxKind};
 use crate::failure::Failure;
 use anyhow::{Context, Result};
-use obuild_stores::StoreUrl;
+use obuild_stores::{Kind, Options, StoreUrl};
 use serde::Deserialize;
 use std::env;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Config {
     pub(crate) store: Option<String>,
+    pub(crate) rsync_mode: Option<RsyncMode>,
+    pub(crate) rsync_program: Option<PathBuf>,
     pub(crate) sandbox: Option<SandboxKind>,
     pub(crate) runtime: Option<PathBuf>,
     pub(crate) jobs: Option<usize>,
@@ -50,6 +52,22 @@ impl Config {
             return Ok(obuild_stores::best(&default_store()?));
         };
         Ok(absolute(text)?.parse()?)
+    }
+
+    /// Returns how to open the store at `url`. What the file says of rsync stores is no matter for other kinds.
+    pub(crate) fn store_options(&self, global: &Global, url: &StoreUrl) -> Options {
+        let rsync = url.kind == Kind::Rsync;
+        let mode = global.rsync_mode.or(self.rsync_mode.filter(|_| rsync));
+        let program = global.rsync_program.clone();
+        Options {
+            rsync_mode: mode.map(|mode| match mode {
+                RsyncMode::Copy => obuild_stores::RsyncMode::Copy,
+                RsyncMode::Hardlink => obuild_stores::RsyncMode::Hardlink,
+                RsyncMode::HardlinkUnsafe => obuild_stores::RsyncMode::HardlinkUnsafe,
+            }),
+            rsync_program: program.or_else(|| self.rsync_program.clone()),
+            ..Options::default()
+        }
     }
 }
 

@@ -76,7 +76,9 @@ fn kind(error: &anyhow::Error) -> Kind {
         }
         if let Some(error) = cause.downcast_ref::<obuild_stores::Error>() {
             return match error {
-                obuild_stores::Error::BadUrl { .. } => Kind::Usage,
+                obuild_stores::Error::BadUrl { .. } | obuild_stores::Error::RsyncMode { .. } => {
+                    Kind::Usage
+                }
                 _ => Kind::Host,
             };
         }
@@ -101,8 +103,15 @@ pub(crate) fn describe(error: &anyhow::Error) -> (String, Option<String>) {
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {
+    const MISSING: &str = "files of the store were removed by somebody else; run the build again, and what is missing is made anew";
     let mut io = None;
+    let mut below_store = false;
     for cause in error.chain() {
+        below_store |= cause.is::<obuild_stores::Error>()
+            || matches!(
+                cause.downcast_ref(),
+                Some(obuild_sandboxes::Error::Setup { .. })
+            );
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             return failure.hint.clone();
         }
@@ -115,11 +124,23 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(obuild_stores::Error::Newer { .. }) = cause.downcast_ref() {
             return Some("use the newer obuild, or another --store".to_owned());
         }
+        if let Some(obuild_stores::Error::NoSuchSnapshot(_)) = cause.downcast_ref() {
+            return Some(MISSING.to_owned());
+        }
         if let Some(error) = cause.downcast_ref::<std::io::Error>() {
-            io = Some(error.kind());
+            // What a store looks for it has seen before.
+            if error.kind() == std::io::ErrorKind::NotFound && below_store {
+                return Some(MISSING.to_owned());
+            }
+            // An error that says more than the kernel's hides the number.
+            let failed = error.to_string().contains("(os error 5)");
+            let code = failed.then(|| rustix::io::Errno::IO.raw_os_error());
+            io = Some((error.kind(), error.raw_os_error().or(code)));
         }
     }
-    match io? {
+
+    let (kind, code) = io?;
+    match kind {
         std::io::ErrorKind::StorageFull => {
             Some("the disk is full; make room with `obuild prune --free SIZE` or elsewhere. Nothing that was cached is lost".to_owned())
         }
@@ -127,6 +148,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         std::io::ErrorKind::ReadOnlyFilesystem => {
             Some("the file system is mounted read-only; name another store with --store".to_owned())
         }
+        std::io::ErrorKind::QuotaExceeded => {
+            Some("the disk quota is used up; make room with `obuild prune`. Nothing that was cached is lost".to_owned())
+        }
+        _ if code == Some(rustix::io::Errno::IO.raw_os_error()) => Some("the file system has gone wrong; `dmesg` tells why. What was cached is found again once it is mounted anew".to_owned()),
         _ => None,
     }
 }
@@ -148,6 +173,17 @@ fn engine_hint(error: &obuild_engine::Error) -> Option<String> {
         E::NewerDatabase { .. } => Some("use the newer obuild, or another --store".to_owned()),
         E::Bug(_) => Some("please report this".to_owned()),
         E::Base { source, .. } => source.hint(),
+        E::Sandbox {
+            source: obuild_sandboxes::Error::Helper(_),
+            ..
+        } => Some(
+            "nothing that was cached is lost: run the build again. `dmesg` tells if the kernel killed it for want of memory"
+                .to_owned(),
+        ),
+        E::Database { .. } => Some(
+            "the database is bookkeeping, and no result is lost with it. Make sure that the disk has room and can be written, and try again"
+                .to_owned(),
+        ),
         E::Shared(error) => engine_hint(error),
         _ => None,
     }

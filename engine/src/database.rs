@@ -61,8 +61,16 @@ PRAGMA user_version = 2;
 pub(crate) struct Database {
     path: PathBuf,
     pub(crate) connection: Mutex<SqliteConnection>,
-    /// Where a damaged file was put when this one was begun.
-    pub(crate) aside: Option<PathBuf>,
+    file: std::sync::Mutex<File>,
+}
+
+/// What is known of the file.
+#[derive(Debug)]
+struct File {
+    /// Which it was when it was opened: device and inode.
+    identity: Option<(u64, u64)>,
+    /// Where a damaged one was put.
+    aside: Option<PathBuf>,
 }
 
 /// Returns milliseconds since 1970.
@@ -97,9 +105,8 @@ impl Database {
         match opened {
             Err(Error::Database { source, .. }) if is_damaged(&source) => {
                 let aside = put_aside(path);
-                tracing::warn!(path = %path.display(), aside = %aside.display(), "the database is damaged; starting a new one");
-                let mut opened = Self::try_open(path).await?;
-                opened.aside = Some(aside);
+                let opened = Self::try_open(path).await?;
+                opened.file().aside = Some(aside);
                 Ok(opened)
             }
             other => other,
@@ -144,20 +151,46 @@ impl Database {
         }
         Ok(Self {
             path: path.to_owned(),
+            file: std::sync::Mutex::new(File {
+                identity: identity(path),
+                aside: None,
+            }),
             connection: Mutex::new(connection),
-            aside: None,
         })
     }
 
-    /// Puts the file aside and begins an empty one. Returns where the old one is.
+    /// Begins an empty file, after the old one was put aside. Returns where that is.
     pub(crate) async fn replace(&self) -> Result<PathBuf, Error> {
         let mut connection = self.connection.lock().await;
-        let aside = put_aside(&self.path);
+        let aside = self.set_aside().unwrap_or_else(|| self.path.clone());
         *connection = Self::try_open(&self.path).await?.connection.into_inner();
+        self.file().identity = identity(&self.path);
         Ok(aside)
     }
 
+    fn file(&self) -> std::sync::MutexGuard<'_, File> {
+        self.file.lock().expect("no holder of this lock panics")
+    }
+
+    /// Returns where a damaged file was put, if one was since the database was opened.
+    pub(crate) fn aside(&self) -> Option<PathBuf> {
+        self.file().aside.clone()
+    }
+
+    /// Puts the file aside, unless another process has done so. Returns where it is, if this one has.
+    fn set_aside(&self) -> Option<PathBuf> {
+        let mut file = self.file();
+        if file.identity.is_some() && identity(&self.path) == file.identity {
+            file.aside = Some(put_aside(&self.path));
+        }
+        file.aside.clone()
+    }
+
     pub(crate) fn fail(&self, source: sqlx::Error) -> Error {
+        // Damage may show late.
+        if is_damaged(&source) {
+            self.set_aside();
+        }
         Error::Database {
             path: self.path.clone(),
             source,
@@ -373,9 +406,10 @@ impl Database {
     }
 }
 
-/// Moves the file, with what belongs to it, out of the way.
+/// Gives a damaged database another name, so that the next to open it begins a new one. Returns that name.
 fn put_aside(path: &Path) -> PathBuf {
     let aside = path.with_extension(format!("damaged-{}", milliseconds(SystemTime::now())));
+    tracing::warn!(path = %path.display(), aside = %aside.display(), "the database is damaged; starting a new one");
     for suffix in ["", "-wal", "-shm"] {
         let with = |base: &Path| {
             let mut name = base.as_os_str().to_owned();
@@ -386,6 +420,12 @@ fn put_aside(path: &Path) -> PathBuf {
         let _ = fs_err::rename(with(path), with(&aside));
     }
     aside
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs_err::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 /// Writes ids as a JSON array, for `json_each`.

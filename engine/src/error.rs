@@ -162,6 +162,7 @@ impl Error {
     /// Returns which exit code the error is for.
     pub fn kind(&self) -> Kind {
         match self {
+            Self::CopyFailed { source, .. } if is_of_the_host(&**source) => Kind::Host,
             Self::StepFailed { .. } | Self::CopyFailed { .. } | Self::NoUser { .. } => Kind::Build,
             Self::Cancelled => Kind::Interrupted,
             Self::MissingSecret { .. }
@@ -201,6 +202,24 @@ impl Error {
             error => chain(error),
         }
     }
+}
+
+/// Returns whether a copy failed for a reason that no change of the spec or the context helps against.
+fn is_of_the_host(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && (matches!(
+                error.kind(),
+                StorageFull | QuotaExceeded | ReadOnlyFilesystem
+            ) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()))
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Joins an error's message with those of its causes.

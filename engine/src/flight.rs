@@ -10,6 +10,7 @@ use crate::lock::StepLock;
 use crate::log::{POLL, Position, Writer};
 use crate::{Engine, Error, Outcome, StepRecord, blocking};
 use obuild_sandboxes::Cancel;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
@@ -107,6 +108,21 @@ async fn lead(engine: Arc<Engine>, job: Job, flight: Arc<Flight>) {
 async fn fly(engine: &Arc<Engine>, job: Job, flight: &Arc<Flight>) -> Result<Outcome, Error> {
     let locks = engine.state().join("locks");
     let log_path = engine.log_path(job.id);
+    // Another process that takes the step over begins the log anew, in another file.
+    let mut followed = None;
+    let mut follow = || {
+        if let Ok(metadata) = fs_err::metadata(&log_path) {
+            let before = followed.replace(metadata.ino());
+            let anew = before.is_some_and(|inode| inode != metadata.ino());
+            let position = Position {
+                attempt: flight.log.borrow().attempt.max(1) + u32::from(anew),
+                length: metadata.len(),
+            };
+            flight
+                .log
+                .send_if_modified(|old| std::mem::replace(old, position) != position);
+        }
+    };
     let lock = loop {
         if flight.token.is_cancelled() {
             return Err(Error::Cancelled);
@@ -118,28 +134,14 @@ async fn fly(engine: &Arc<Engine>, job: Job, flight: &Arc<Flight>) -> Result<Out
         flight
             .foreign
             .send_if_modified(|foreign| !std::mem::replace(foreign, true));
-        if let Ok(metadata) = fs_err::metadata(&log_path) {
-            let position = Position {
-                attempt: flight.log.borrow().attempt.max(1),
-                length: metadata.len(),
-            };
-            flight
-                .log
-                .send_if_modified(|old| std::mem::replace(old, position) != position);
-        }
+        follow();
         tokio::select! {
             () = tokio::time::sleep(POLL) => {}
             () = flight.token.cancelled() => {}
         }
     };
     if engine.store().get(job.id).map_err(Error::Store)?.is_some() {
-        if let Ok(metadata) = fs_err::metadata(&log_path) {
-            let attempt = flight.log.borrow().attempt.max(1);
-            flight.log.send_replace(Position {
-                attempt,
-                length: metadata.len(),
-            });
-        }
+        follow();
         return Ok(Outcome::Shared);
     }
     flight
@@ -210,10 +212,10 @@ pub(crate) struct Landing(Mutex<Vec<Arc<Flight>>>);
 impl Landing {
     /// Notes a flight that the build took part in.
     pub(crate) fn add(&self, flight: &Arc<Flight>) {
-        self.0
-            .lock()
-            .expect("no holder of this lock panics")
-            .push(Arc::clone(flight));
+        let mut flights = self.0.lock().expect("no holder of this lock panics");
+        // Each holds an open file: a long build must not keep those that have landed.
+        flights.retain(|flight| !flight.done.initialized());
+        flights.push(Arc::clone(flight));
     }
 
     /// Waits for those flights that nobody wants any more, so that nothing is left running or half-written.

@@ -65,6 +65,20 @@ impl StepLock {
     }
 }
 
+impl StepLock {
+    /// Removes the files that dead builds left.
+    pub(crate) fn sweep(directory: &Path) -> Result<(), Error> {
+        for entry in fs_err::read_dir(directory).map_err(io("list", directory))? {
+            let name = entry.map_err(io("list", directory))?.file_name();
+            // A lock that can be taken is nobody's, and goes as it is dropped.
+            if let Some(id) = name.to_str().and_then(|name| name.parse().ok()) {
+                Self::try_acquire(directory, id)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Drop for StepLock {
     fn drop(&mut self) {
         // Left behind, it would be an empty file that the next build of the step takes over.
@@ -207,6 +221,24 @@ mod tests {
             0,
             "no lock file is left"
         );
+    }
+
+    #[test]
+    fn locks_of_the_dead_are_swept() {
+        let state = state();
+        let locks = state.path().join("locks");
+        let (held, dead) = (
+            SnapshotId::from_digest([1; 32]),
+            SnapshotId::from_digest([2; 32]),
+        );
+        let _held = StepLock::try_acquire(&locks, held).unwrap();
+        fs_err::write(locks.join(dead.to_string()), "").unwrap();
+        StepLock::sweep(&locks).unwrap();
+        let left: Vec<_> = fs_err::read_dir(&locks)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(left, [held.to_string()]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Looking at a store and removing from it: listing, deleting, pruning by last use, disk use.
 
-use crate::lock::Removal;
+use crate::lock::{Removal, StepLock};
 use crate::{Engine, Error, StepRecord, blocking, ids};
 use obuild_specs::StepId;
 use obuild_stores::{SnapshotId, Space};
@@ -270,7 +270,9 @@ impl Engine {
                 }
             }
             if !options.dry_run {
+                store.sweep().map_err(Error::Store)?;
                 engine.remove_stale_logs(oldest)?;
+                StepLock::sweep(&engine.state().join("locks"))?;
             }
             Ok((pruned, options.dry_run))
         })

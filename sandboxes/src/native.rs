@@ -6,6 +6,7 @@ use crate::cgroup::{Cgroups, Group};
 use crate::sandbox::{Command, Error, Exit, Features, Rootfs, Sandbox, Stdio};
 use crate::step::{self, Surroundings};
 use crate::zygote::{HelperCommand, Zygote};
+use std::sync::OnceLock;
 
 /// How to open a [`Native`] sandbox.
 #[derive(Clone, Debug)]
@@ -18,7 +19,8 @@ pub struct NativeOptions {
 #[derive(Debug)]
 pub struct Native {
     zygote: Zygote,
-    cgroups: Cgroups,
+    /// Looked for with the first command: a build that finds everything cached needs none.
+    cgroups: OnceLock<Cgroups>,
 }
 
 const NAME: &str = "native";
@@ -34,13 +36,21 @@ impl Native {
         }
         Ok(Self {
             zygote: Zygote::new(options.helper),
-            cgroups: Cgroups::open(NAME)?,
+            cgroups: OnceLock::new(),
         })
     }
 
     /// Starts the helper now, so that the first command need not wait for it.
     pub fn prepare(&self) -> Result<(), Error> {
         self.zygote.prepare()
+    }
+
+    fn cgroups(&self) -> Result<&Cgroups, Error> {
+        if let Some(cgroups) = self.cgroups.get() {
+            return Ok(cgroups);
+        }
+        let found = Cgroups::open(NAME)?;
+        Ok(self.cgroups.get_or_init(|| found))
     }
 
     /// Returns the helper's process id, if it runs.
@@ -60,6 +70,10 @@ impl Sandbox for Native {
         } else {
             "as many layers as fit a page (Linux before 6.7)"
         };
+        let cgroups = match self.cgroups() {
+            Ok(cgroups) => cgroups.describe(),
+            Err(error) => error.to_string(),
+        };
         let note = |name: &str, value: String| (name.to_owned(), value);
         Features {
             notes: vec![
@@ -67,7 +81,7 @@ impl Sandbox for Native {
                     "isolation",
                     "pid, mount, ipc, uts, net, cgroup namespaces; seccomp".to_owned(),
                 ),
-                note("cgroup", self.cgroups.describe()),
+                note("cgroup", cgroups),
                 note("overlay", overlay.to_owned()),
             ],
         }
@@ -80,7 +94,7 @@ impl Sandbox for Native {
         stdio: Stdio<'_>,
         cancel: &Cancel,
     ) -> Result<Exit, Error> {
-        let group = self.cgroups.create(&command.limits)?;
+        let group = self.cgroups()?.create(&command.limits)?;
         let surroundings = Surroundings {
             cgroups: group.as_ref().map_or_else(Vec::new, Group::entries),
             runtime: None,

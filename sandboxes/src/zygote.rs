@@ -78,7 +78,12 @@ impl Zygote {
         let helper = self.start()?;
         let result = helper.send(request, descriptors);
         *running = Some(helper);
-        result.map_err(failed)
+        result.map_err(|error| {
+            if gone(&error) {
+                return Error::Helper("it was killed from outside as it started".to_owned());
+            }
+            failed(error)
+        })
     }
 
     fn start(&self) -> Result<Running, Error> {

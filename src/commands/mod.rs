@@ -79,7 +79,7 @@ pub(crate) fn open_store(global: &Global, config: &Config) -> Result<Arc<dyn Sto
     let url = config.store_url(global)?;
     Ok(obuild_stores::open(
         &url,
-        &obuild_stores::Options::default(),
+        &config.store_options(global, &url),
     )?)
 }
 

@@ -5,13 +5,32 @@ use super::Display;
 use obuild_engine::Event;
 use std::io::{Write, stderr};
 
-pub(super) struct Json;
+/// So much is kept before it is written.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+#[derive(Default)]
+pub(super) struct Json {
+    /// What is to be written at the next flush.
+    text: Vec<u8>,
+}
 
 impl Display for Json {
     fn event(&mut self, event: &Event) {
-        let mut line = serde_json::to_vec(event).unwrap_or_default();
-        line.push(b'\n');
+        // Writing to memory cannot fail, and every event has a JSON form.
+        let _ = serde_json::to_writer(&mut self.text, event);
+        self.text.push(b'\n');
+        if self.text.len() >= BUFFER_BYTES {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
         // Nobody reads standard error any more: the build goes on.
-        let _ = stderr().write_all(&line);
+        let _ = stderr().write_all(&self.text);
+        self.text.clear();
+    }
+
+    fn finish(&mut self) {
+        self.flush();
     }
 }

@@ -17,6 +17,8 @@ use tokio::time::MissedTickBehavior;
 trait Display: Send {
     /// Takes an event.
     fn event(&mut self, event: &Event);
+    /// Writes what it has kept; called when no event waits.
+    fn flush(&mut self) {}
     /// Refreshes what changes with time.
     fn tick(&mut self) {}
     /// Leaves the screen as it should stay.
@@ -55,7 +57,7 @@ pub(crate) fn show(
     let mut display: Box<dyn Display> = match kind {
         ProgressKind::Auto | ProgressKind::Plain => Box::new(plain::Plain::new(colour)),
         ProgressKind::Tty => Box::new(tty::Tty::new(colour)),
-        ProgressKind::Json => Box::new(json::Json),
+        ProgressKind::Json => Box::new(json::Json::default()),
         ProgressKind::Quiet => Box::new(Quiet),
     };
     tokio::spawn(async move {
@@ -64,7 +66,12 @@ pub(crate) fn show(
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => display.event(&event),
+                    Some(event) => {
+                        display.event(&event);
+                        if events.is_empty() {
+                            display.flush();
+                        }
+                    }
                     None => break,
                 },
                 _ = ticks.tick() => display.tick(),

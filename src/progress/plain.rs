@@ -8,8 +8,13 @@ use std::collections::HashMap;
 use std::io::{Write, stderr};
 use std::time::Instant;
 
+/// So much is kept before it is written.
+const BUFFER_BYTES: usize = 64 * 1024;
+
 pub(super) struct Plain {
     colour: bool,
+    /// What is to be written at the next flush.
+    text: Vec<u8>,
     lines: HashMap<usize, Lines>,
     told: HashMap<usize, Instant>,
 }
@@ -18,6 +23,7 @@ impl Plain {
     pub(super) fn new(colour: bool) -> Self {
         Self {
             colour,
+            text: Vec::new(),
             lines: HashMap::new(),
             told: HashMap::new(),
         }
@@ -31,33 +37,28 @@ impl Plain {
         }
     }
 
-    fn line(&self, step: usize, code: &str, text: &str) {
+    fn line(&mut self, step: usize, code: &str, text: &str) {
         let text = if code.is_empty() {
             text.to_owned()
         } else {
             self.paint(code, text)
         };
-        print(format!("#{step} {text}\n").as_bytes());
+        self.text
+            .extend_from_slice(format!("#{step} {text}\n").as_bytes());
     }
 
-    fn flush(&mut self, step: usize) {
+    fn end(&mut self, step: usize) {
         if let Some(mut lines) = self.lines.remove(&step) {
-            lines.flush(|line| output(step, line));
+            lines.flush(|line| output(&mut self.text, step, line));
         }
         self.told.remove(&step);
     }
 }
 
-fn print(bytes: &[u8]) {
-    // Nobody reads standard error any more: the build goes on.
-    let _ = stderr().write_all(bytes);
-}
-
-fn output(step: usize, line: &[u8]) {
-    let mut whole = format!("#{step} | ").into_bytes();
-    whole.extend_from_slice(line);
-    whole.push(b'\n');
-    print(&whole);
+fn output(text: &mut Vec<u8>, step: usize, line: &[u8]) {
+    text.extend_from_slice(format!("#{step} | ").as_bytes());
+    text.extend_from_slice(line);
+    text.push(b'\n');
 }
 
 impl Display for Plain {
@@ -86,7 +87,7 @@ impl Display for Plain {
                 self.lines
                     .entry(*step)
                     .or_default()
-                    .push(data, |line| output(*step, line));
+                    .push(data, |line| output(&mut self.text, *step, line));
             }
             Event::StepProgress {
                 step,
@@ -112,7 +113,7 @@ impl Display for Plain {
                 outcome,
                 duration,
             } => {
-                self.flush(*step);
+                self.end(*step);
                 let how = match outcome {
                     Outcome::Cached => "cached".to_owned(),
                     Outcome::Built => format!("done in {}", time(*duration)),
@@ -126,7 +127,7 @@ impl Display for Plain {
                 duration,
                 ..
             } => {
-                self.flush(*step);
+                self.end(*step);
                 self.line(
                     *step,
                     "31",
@@ -134,7 +135,8 @@ impl Display for Plain {
                 );
             }
             Event::Warning { message } => {
-                print(format!("{}: {message}\n", self.paint("33", "warning")).as_bytes());
+                let line = format!("{}: {message}\n", self.paint("33", "warning"));
+                self.text.extend_from_slice(line.as_bytes());
             }
             Event::BuildFinished {
                 built,
@@ -142,22 +144,30 @@ impl Display for Plain {
                 duration,
                 ..
             } => {
-                print(
-                    format!(
-                        "{built} steps built, {cached} cached, in {}\n",
-                        time(*duration)
-                    )
-                    .as_bytes(),
+                let line = format!(
+                    "{built} steps built, {cached} cached, in {}\n",
+                    time(*duration)
                 );
+                self.text.extend_from_slice(line.as_bytes());
             }
             _ => {}
         }
+        if self.text.len() >= BUFFER_BYTES {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        // Nobody reads standard error any more: the build goes on.
+        let _ = stderr().write_all(&self.text);
+        self.text.clear();
     }
 
     fn finish(&mut self) {
         let open: Vec<usize> = self.lines.keys().copied().collect();
         for step in open {
-            self.flush(step);
+            self.end(step);
         }
+        self.flush();
     }
 }

@@ -2,14 +2,14 @@
 //! Measures what a step costs in a store, without the command: a chain of steps that each write one file.
 //!
 //! ```text
-//! cargo run --release -p obuild-stores --example measure -- overlay:/var/tmp/measured 200
+//! cargo run --release -p obuild-stores --example measure -- overlay:/var/tmp/measured 200 [/a/tree [RSYNC-MODE [RSYNC]]]
 //! ```
 //!
-//! The store is left behind; times are medians in milliseconds, and the processor time (user and system) of the
+//! With a tree, the chain stands on a copy of it. The store is left behind; times are medians in milliseconds, and the processor time (user and system) of the
 //! whole chain by the step.
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
-use obuild_stores::{Error, Options, SnapshotId, StoreUrl, open};
+use obuild_stores::{Error, Options, Rootfs, SnapshotId, StoreUrl, open};
 use rustix::fs::{Mode, OFlags};
 use std::time::{Duration, Instant};
 
@@ -20,12 +20,27 @@ fn main() -> Result<(), Error> {
         .next()
         .and_then(|steps| steps.parse().ok())
         .unwrap_or(200);
+    let tree = arguments.next();
+    let mode = arguments.next().and_then(|mode| mode.parse().ok());
+    let options = Options {
+        rsync_mode: mode,
+        rsync_program: arguments.next().map(Into::into),
+        ..Options::default()
+    };
     let opening = Instant::now();
-    let store = open(&url, &Options::default())?;
+    let store = open(&url, &options)?;
     println!("{url}: opened in {:.2} ms", milliseconds(opening.elapsed()));
     let base = id(0);
     if store.get(base)?.is_none() {
-        store.commit(store.prepare(base, None)?)?;
+        let draft = store.prepare(base, None)?;
+        if let (Some(tree), Rootfs::Directory(directory)) = (tree, draft.rootfs()) {
+            let copied = std::process::Command::new("cp")
+                .args(["-a", "--reflink=auto", "-T", &tree])
+                .arg(directory)
+                .status();
+            assert!(copied.is_ok_and(|status| status.success()), "cp failed");
+        }
+        store.commit(draft)?;
     }
     let mut phases: [Vec<Duration>; 4] = Default::default();
     let names = ["prepare", "open", "write", "commit"];

@@ -89,9 +89,10 @@ impl Trees for Btrfs {
 
     /// Counts the extents that are younger than the snapshot, as far as they are on the disk: exact after
     /// a [`sync`](crate::Store::sync). Reads only the leaves of the tree that changed.
-    fn size(&self, place: &Place, name: &str, has_parent: bool) -> Result<u64, Error> {
+    fn size(&self, place: &Place, name: &str, parent: Option<&str>) -> Result<u64, Error> {
         let top = open(place, name)?;
-        young_bytes(top.as_fd(), has_parent).map_err(|error| place.error("measure", name, error))
+        young_bytes(top.as_fd(), parent.is_some())
+            .map_err(|error| place.error("measure", name, error))
     }
 }
 

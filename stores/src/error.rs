@@ -43,13 +43,21 @@ pub enum Error {
         reason: String,
     },
     /// The directory cannot hold this kind of store (wrong file system, no permission, not a store, other kind).
-    #[error("{} cannot be {article} {kind} store: {reason}", path.display(), article = if *kind == "overlay" { "an" } else { "a" })]
+    #[error("{} cannot be {article} {kind} store: {reason}", path.display(), article = if matches!(*kind, "overlay" | "xfs" | "rsync") { "an" } else { "a" })]
     Unsuitable {
         /// The directory.
         path: PathBuf,
         /// The kind that was asked for.
         kind: &'static str,
         /// Why not, and what to do.
+        reason: String,
+    },
+    /// The mode of an rsync store is missing, or is not what the store has.
+    #[error("the rsync mode does not fit {url}: {reason}")]
+    RsyncMode {
+        /// The store.
+        url: String,
+        /// What is wrong with it and what would be right.
         reason: String,
     },
     /// The store was written by a newer version of the program.

@@ -4,7 +4,9 @@
 use crate::btrfs::Btrfs;
 use crate::disk::Disk;
 use crate::overlay::Overlay;
+use crate::rsync::Rsync;
 use crate::trees::Trees;
+use crate::xfs::Xfs;
 use crate::{Error, Kind, Options, Store, StoreUrl};
 use std::sync::Arc;
 
@@ -14,11 +16,20 @@ use std::sync::Arc;
 ///
 /// # Errors
 ///
-/// [`Error::Unsuitable`] when the directory cannot hold such a store, [`Error::Newer`] when a newer program wrote it.
+/// [`Error::Unsuitable`] when the directory cannot hold such a store, [`Error::Newer`] when a newer program wrote it,
+/// [`Error::RsyncMode`] when the mode is missing or wrong.
 pub fn open(url: &StoreUrl, options: &Options) -> Result<Arc<dyn Store>, Error> {
+    if options.rsync_mode.is_some() && url.kind != Kind::Rsync {
+        return Err(Error::RsyncMode {
+            url: url.to_string(),
+            reason: "only rsync stores have one".to_owned(),
+        });
+    }
     let trees: Box<dyn Trees> = match url.kind {
         Kind::Overlay => Box::new(Overlay),
         Kind::Btrfs => Box::new(Btrfs),
+        Kind::Xfs => Box::new(Xfs),
+        Kind::Rsync => Box::new(Rsync::new(url, options)),
     };
     Ok(Arc::new(Disk::open(url, options, trees)?))
 }

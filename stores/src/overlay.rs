@@ -109,11 +109,8 @@ impl Trees for Overlay {
         trees::destroy(place, name, None)
     }
 
-    fn size(&self, place: &Place, name: &str, _has_parent: bool) -> Result<u64, Error> {
-        let top = place
-            .open_directory(name)
-            .map_err(|errno| place.error("open", name, errno))?;
-        tree::size(top).map_err(|errno| place.error("measure", name, errno))
+    fn size(&self, place: &Place, name: &str, _parent: Option<&str>) -> Result<u64, Error> {
+        trees::size(place, name, None)
     }
 }
 

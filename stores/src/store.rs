@@ -80,6 +80,13 @@ pub trait Store: Send + Sync {
     /// Removes a cache. Leases of it stay usable; releasing them does not bring it back.
     fn delete_cache(&self, name: &[u8]) -> Result<(), Error>;
 
+    /// Returns which snapshots a power cut would take, since [`Store::sync`] has not been called after their commit.
+    ///
+    /// None in a store whose commits are durable when they return.
+    fn provisional(&self) -> Result<Vec<SnapshotId>, Error> {
+        Ok(Vec::new())
+    }
+
     /// Makes everything committed so far durable (one `syncfs`) and no longer provisional. May take long when much
     /// is dirty.
     fn sync(&self) -> Result<(), Error>;
@@ -101,8 +108,8 @@ pub struct Snapshot {
     pub id: SnapshotId,
     /// The snapshot that it was made from.
     pub parent: Option<SnapshotId>,
-    /// How to read its tree; an overlay recipe here has no `upper`, and its topmost layer is what the snapshot changed in
-    /// its parent's tree.
+    /// How to read its tree; an overlay recipe here has no `upper`. If it has one layer more than the parent's recipe on
+    /// the same layers, that is what the snapshot changed.
     pub rootfs: Rootfs,
 }
 
@@ -130,6 +137,10 @@ pub struct Options {
     pub wait: Duration,
     /// Which boot of the machine this is; `None` asks the kernel. Tests pass another to play a reboot.
     pub boot_id: Option<String>,
+    /// How an rsync store saves room; `None` is what the store was made with. Other kinds have none.
+    pub rsync_mode: Option<RsyncMode>,
+    /// The program `rsync`, if an rsync store shall copy with it rather than by itself.
+    pub rsync_program: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -137,6 +148,8 @@ impl Default for Options {
         Self {
             wait: Duration::from_mins(1),
             boot_id: None,
+            rsync_mode: None,
+            rsync_program: None,
         }
     }
 }
@@ -157,4 +170,19 @@ pub enum Kind {
     Overlay,
     /// btrfs subvolumes.
     Btrfs,
+    /// Whole trees whose files share their blocks.
+    Xfs,
+    /// Whole trees on any file system.
+    Rsync,
+}
+
+/// What becomes of the files of an rsync store's snapshot that are still the same as its parent's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RsyncMode {
+    /// They stay copies.
+    Copy,
+    /// They become hard links to the parent's, if their contents are equal byte by byte.
+    Hardlink,
+    /// They become hard links to the parent's, if their sizes and times of modification are equal.
+    HardlinkUnsafe,
 }

@@ -6,9 +6,12 @@
 
 use rustix::fd::AsFd;
 use rustix::mount::MountPropagationFlags;
+use rustix::process::Signal;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 /// `BTRFS_SUBVOL_NAME_MAX` + 1.
 const NAME_BYTES: usize = 4040;
@@ -289,6 +292,88 @@ pub(crate) fn search_tree(
             _ => (objectid, kind, offset + 1),
         };
     }
+}
+
+/// `struct fiemap` (linux include/uapi/linux/fiemap.h) with room for extents.
+#[repr(C)]
+struct ExtentMap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [ExtentItem; 64],
+}
+
+/// `struct fiemap_extent`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct ExtentItem {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
+}
+
+/// `FS_IOC_FIEMAP`: `_IOWR('f', 11, struct fiemap)`, the number that x86 and ARM have for it; the size is that of the structure without its extents.
+const FIEMAP: libc::Ioctl = 0xc020_660b;
+/// `FIEMAP_EXTENT_LAST`.
+const LAST: u32 = 1;
+/// `FIEMAP_EXTENT_UNKNOWN`, `_DELALLOC`, `_DATA_INLINE`: it has no place of its own on the disk (yet).
+const NOWHERE: u32 = 0x2 | 0x4 | 0x200;
+
+const _: () = assert!(size_of::<ExtentItem>() == 56);
+
+/// Returns where a file's extents are on the disk, as start and length in bytes, and how many bytes have no place of their
+/// own.
+pub(crate) fn extents(file: BorrowedFd<'_>) -> io::Result<(Vec<(u64, u64)>, u64)> {
+    let mut found = (Vec::new(), 0);
+    let mut start = 0;
+    loop {
+        let mut map = ExtentMap {
+            start,
+            length: u64::MAX - start,
+            flags: 0,
+            mapped_extents: 0,
+            extent_count: 64,
+            reserved: 0,
+            extents: [ExtentItem::default(); 64],
+        };
+        // SAFETY: the request takes a `struct fiemap`, which `ExtentMap` mirrors, followed by `extent_count` extents that the
+        // kernel may fill; all are inside `map`.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), FIEMAP, std::ptr::from_mut(&mut map)) };
+        if result == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        let extents = &map.extents[..(map.mapped_extents as usize).min(64)];
+        let Some(last) = extents.last() else {
+            return Ok(found);
+        };
+        for extent in extents {
+            if extent.flags & NOWHERE == 0 {
+                found.0.push((extent.physical, extent.length));
+            } else {
+                found.1 += extent.length;
+            }
+        }
+        start = last.logical.saturating_add(last.length.max(1));
+        if last.flags & LAST != 0 || start == u64::MAX {
+            return Ok(found);
+        }
+    }
+}
+
+/// Has the kernel kill the command when the thread that starts it ends, and so when the process does.
+pub(crate) fn die_with_parent(command: &mut Command) {
+    let work = || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes one system call, which allocates nothing and takes no lock.
+    unsafe { command.pre_exec(work) };
 }
 
 /// Runs `work` on a thread that has a private copy of the mount namespace, which ends with it.

@@ -3,8 +3,9 @@
 //! trees, and what a tree stands on.
 
 use crate::place::Place;
-use crate::tree::{self, Subvolumes};
+use crate::tree::{self, Sharing, Subvolumes};
 use crate::{Error, Kind, Rootfs};
+use rustix::fs::{AtFlags, Mode};
 use std::ffi::CString;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -16,6 +17,13 @@ use std::path::PathBuf;
 pub(crate) trait Trees: Send + Sync + 'static {
     fn kind(&self) -> Kind;
 
+    /// Takes over what the store's format file holds besides the kind and version, `None` for a store about to be
+    /// made, and returns what it is to hold: whole lines, or nothing.
+    fn settle(&mut self, recorded: Option<&str>) -> Result<String, Error> {
+        let _ = recorded;
+        Ok(String::new())
+    }
+
     /// Checks that a store can be made at the place, whose directory is there, and names the remedy if not.
     fn probe(&self, place: &Place) -> Result<(), Error>;
 
@@ -26,11 +34,18 @@ pub(crate) trait Trees: Send + Sync + 'static {
     /// Makes `SLOT/fs`: empty if `below` is, else a writable view of the layers in `below`, topmost first.
     fn create(&self, place: &Place, slot: &str, below: &[String]) -> Result<Rootfs, Error>;
 
+    /// Does what is to be done to a draft's `SLOT/fs` before it is committed, when nobody writes to it any more.
+    /// `parent` is the tree that it was made from.
+    fn finish(&self, place: &Place, slot: &str, parent: Option<&str>) -> Result<(), Error> {
+        let _ = (place, slot, parent);
+        Ok(())
+    }
+
     /// Deletes a directory for good. It is in another directory of the store, `trash` if it can be.
     fn destroy(&self, place: &Place, name: &str) -> Result<(), Error>;
 
-    /// Returns the bytes that the tree at `name` holds of its own.
-    fn size(&self, place: &Place, name: &str, has_parent: bool) -> Result<u64, Error>;
+    /// Returns the bytes that the tree at `name` holds of its own, beyond what the one at `parent` holds.
+    fn size(&self, place: &Place, name: &str, parent: Option<&str>) -> Result<u64, Error>;
 }
 
 /// The limits on stacks of layers.
@@ -51,6 +66,48 @@ pub(crate) fn destroy(place: &Place, name: &str, subvolumes: Subvolumes<'_>) -> 
     let entry = CString::new(entry).expect("a store's names hold no NUL");
     let directory = place.open_directory(directory).map_err(fail)?;
     tree::remove(directory.as_fd(), &entry, subvolumes).map_err(fail)
+}
+
+/// Makes `SLOT/fs` for kinds whose trees are whole: empty, or a copy of the tree in `below`.
+pub(crate) fn create_copy(place: &Place, slot: &str, below: &[String]) -> Result<Rootfs, Error> {
+    let name = format!("{slot}/fs");
+    let fail = |action, errno| place.error(action, &name, errno);
+    place.make_directory(&name, 0o755)?;
+    if let Some(source) = below.first() {
+        let target = place
+            .open_directory(&name)
+            .map_err(|errno| fail("open", errno))?;
+        let top = place
+            .open_directory(source)
+            .map_err(|errno| place.error("open", source, errno))?;
+        tree::replicate(top.as_fd(), target.as_fd())
+            .map_err(|errno| place.error("copy", source, errno))?;
+    } else {
+        // Whatever the umask is.
+        let mode = Mode::from_raw_mode(0o755);
+        rustix::fs::chmodat(place.descriptor(), &name, mode, AtFlags::empty())
+            .map_err(|errno| fail("create", errno))?;
+    }
+    Ok(Rootfs::Directory(place.path(&name)))
+}
+
+/// Returns the bytes of a whole tree beyond those that it shares with its parent.
+pub(crate) fn size(
+    place: &Place,
+    name: &str,
+    parent: Option<(&str, Sharing)>,
+) -> Result<u64, Error> {
+    let open = |name: &str| {
+        place
+            .open_directory(name)
+            .map_err(|errno| place.error("open", name, errno))
+    };
+    let top = open(name)?;
+    let size = match parent {
+        Some((parent, sharing)) => tree::own_size(top.as_fd(), open(parent)?.as_fd(), sharing),
+        None => tree::size(top),
+    };
+    size.map_err(|errno| place.error("measure", name, errno))
 }
 
 /// Returns how to read a tree that consists of these layers, topmost first.

@@ -20,8 +20,6 @@ pub trait Upkeep {
 pub struct Status {
     /// The version of the format that it is kept in.
     pub format: u32,
-    /// Results that would be dropped if the power went now, since they have not been synced to the disk.
-    pub provisional: usize,
     /// Trees that are being made.
     pub drafts: Vec<DraftStatus>,
     /// Trees that are being deleted.

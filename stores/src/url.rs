@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The text that names a store, `KIND:/PATH`, and the choice of a kind when nobody named one.
 
-use crate::{Error, Kind, StoreUrl, tree};
+use crate::{Error, Kind, RsyncMode, StoreUrl, tree};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
 impl Kind {
     /// All kinds, the default first.
-    pub const ALL: [Self; 2] = [Self::Overlay, Self::Btrfs];
+    pub const ALL: [Self; 4] = [Self::Overlay, Self::Btrfs, Self::Xfs, Self::Rsync];
 
     /// Returns the word that begins its URLs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Overlay => "overlay",
             Self::Btrfs => "btrfs",
+            Self::Xfs => "xfs",
+            Self::Rsync => "rsync",
         }
     }
 }
@@ -22,6 +24,39 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
+    }
+}
+
+impl RsyncMode {
+    /// All modes.
+    pub const ALL: [Self; 3] = [Self::Copy, Self::Hardlink, Self::HardlinkUnsafe];
+
+    /// Returns the word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Hardlink => "hardlink",
+            Self::HardlinkUnsafe => "hardlink-unsafe",
+        }
+    }
+}
+
+impl fmt::Display for RsyncMode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl FromStr for RsyncMode {
+    type Err = String;
+
+    /// Parses the word; OBuilder writes `hardlink_unsafe`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let word = text.replace('_', "-");
+        let found = Self::ALL.into_iter().find(|mode| mode.name() == word);
+        found.ok_or_else(|| {
+            format!("{text:?} is no rsync mode; there are copy, hardlink and hardlink-unsafe")
+        })
     }
 }
 
@@ -133,6 +168,15 @@ mod tests {
         assert!(reason("btrfs:x").contains("absolute, for example btrfs:/"));
         assert!(reason("btrfs:").contains("absolute"));
         assert!(reason("").contains("overlay:/PATH"));
+    }
+
+    #[test]
+    fn modes_read_back_as_written() {
+        for mode in RsyncMode::ALL {
+            assert_eq!(mode.name().parse(), Ok(mode));
+        }
+        assert_eq!("hardlink_unsafe".parse(), Ok(RsyncMode::HardlinkUnsafe));
+        assert!("link".parse::<RsyncMode>().is_err());
     }
 
     #[test]

@@ -243,3 +243,25 @@ fn no_permission() {
     let ran = Ran::from(other.output().unwrap());
     assert_refused(&ran, 3, &["root"]);
 }
+
+#[test]
+fn the_mode_of_an_rsync_store_is_a_matter_of_usage() {
+    let Some(world) = World::new() else { return };
+    let store = format!("rsync:{}", world.path("other").display());
+    let ls = |store: &str, mode: &str| world.run(&["ls", "--store", store, "--rsync-mode", mode]);
+    let ran = ls(&world.store, "copy");
+    assert_eq!(ran.status, 2, "{ran:#?}");
+    assert!(
+        ran.stderr.contains("only rsync stores have one"),
+        "{ran:#?}"
+    );
+    assert_eq!(ls(&store, "hardlink_unsafe").status, 0);
+    assert_eq!(ls(&store, "hardlink-unsafe").status, 0);
+    let ran = ls(&store, "copy");
+    assert_eq!(ran.status, 2, "{ran:#?}");
+    assert!(
+        ran.stderr
+            .contains("made with mode hardlink-unsafe, not copy"),
+        "{ran:#?}"
+    );
+}

@@ -72,6 +72,48 @@ fn kill_nine_at_any_moment_leaves_a_store_that_works() {
 }
 
 #[test]
+fn what_a_build_finds_is_as_durable_as_what_it_makes() {
+    for world in World::all() {
+        let first = "(run (shell \"echo kept > /kept\"))";
+        world.spec(&format!("{first} (run (shell \"echo begun; sleep 60\"))"));
+        let mut child = world.start(&["run", "spec.sexp"]);
+        let provisional = || {
+            let marks = fs_err::read_dir(world.path("store/provisional"));
+            marks.map_or(0, Iterator::count)
+        };
+        wait_for("the base and the first step to be done", || {
+            provisional() >= 2
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        world.spec(first);
+        let ran = world.run(&["run", "spec.sexp"]);
+        assert!(ran.stderr.contains("0 steps built"), "{ran:#?}");
+        assert_eq!(provisional(), 0, "on {}", world.store);
+        wait_for("helpers to end", || !works_in(world.directory.path()));
+    }
+}
+
+#[test]
+fn a_database_damaged_past_its_head_fails_one_build_at_most() {
+    let Some(world) = World::new() else { return };
+    world.spec("(run (shell \"echo kept > /kept\"))");
+    let id = world.ok(&["run", "spec.sexp"]);
+    let file = world.path("store/state/obuild.db");
+    let mut content = fs_err::read(&file).unwrap();
+    content[100..].fill(0xa5);
+    fs_err::write(&file, content).unwrap();
+    let ran = world.run(&["run", "spec.sexp"]);
+    assert!(
+        ran.status == 0 || ran.status == 3 && ran.stderr.contains("hint: "),
+        "{ran:#?}"
+    );
+    let again = world.run(&["run", "spec.sexp"]);
+    assert_eq!(again.stdout.trim(), id, "{again:#?}");
+    assert!(again.stderr.contains("0 steps built"), "{again:#?}");
+}
+
+#[test]
 fn a_full_disk_is_told_and_loses_nothing() {
     let Some(world) = World::new() else { return };
     let Some(disk) = SmallDisk::mount(&world) else {

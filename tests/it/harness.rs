@@ -50,6 +50,8 @@ impl World {
             (FileSystem::Default, "overlay"),
             (FileSystem::Xfs, "overlay"),
             (FileSystem::Btrfs, "btrfs"),
+            (FileSystem::Xfs, "xfs"),
+            (FileSystem::Default, "rsync"),
         ];
         kinds
             .into_iter()
@@ -86,11 +88,11 @@ impl World {
         command
     }
 
-    /// An empty configuration, so that the machine's own does not matter.
+    /// A configuration that says only what a new rsync store needs, so that the machine's own does not matter.
     fn config(&self) -> PathBuf {
         let path = self.path("config.toml");
         if !path.exists() {
-            fs_err::write(&path, "").unwrap();
+            fs_err::write(&path, "rsync-mode = \"hardlink\"\n").unwrap();
         }
         path
     }

@@ -16,6 +16,7 @@ mod debian;
 mod demo;
 mod docs;
 mod examples;
+mod faults;
 mod filesystems;
 mod fuzz;
 mod lint;
@@ -72,6 +73,12 @@ const TASKS: &[Task] = &[
         arguments: "[NAME…] [--runs N] [--only BUILDER] [--install] [--dir DIR] [--on-host] [--list]",
         summary: "compare with the other builders installed here; a Markdown table in target/bench",
         run: bench::run,
+    },
+    Task {
+        name: "faults",
+        arguments: "[--store KIND[:FS]] [--sandbox S] [--fault NAME] [--count N] [--seed S] [--release]",
+        summary: "kill, fill, cut off and garble while it builds, and check that nothing is lost or left",
+        run: faults::run,
     },
     Task {
         name: "fuzz",

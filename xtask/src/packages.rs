@@ -22,6 +22,7 @@ pub(crate) type Need = (Sign, &'static str);
 pub(crate) const TEST: &[Need] = &[
     (Sign::Program("btrfs"), "btrfs-progs"),
     (Sign::Program("mkfs.xfs"), "xfsprogs"),
+    (Sign::Program("rsync"), "rsync"),
     (Sign::Program("runc"), "runc"),
     (Sign::File("/bin/busybox"), "busybox-static"),
     (Sign::Program("debootstrap"), "debootstrap"),

@@ -75,6 +75,7 @@ impl Item {
 }
 
 /// Holds something that is undone when this is dropped, or by the net if we die.
+#[derive(Debug)]
 #[must_use]
 pub(crate) struct Guard {
     item: Item,

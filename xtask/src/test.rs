@@ -4,7 +4,7 @@
 use crate::cmd::Cmd;
 use crate::filesystems::Scratch;
 use crate::report::Report;
-use crate::{debian, docs, examples, lint, packages, workspace};
+use crate::{debian, docs, examples, faults, lint, packages, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -25,6 +25,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if arguments.is_empty() {
         docs::checks(&mut report);
         surroundings.run_examples(&mut report);
+        surroundings.run_faults(&mut report);
     }
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
@@ -81,6 +82,18 @@ impl Surroundings {
                 });
             }
             _ => report.lack("examples", "not root"),
+        }
+    }
+}
+
+impl Surroundings {
+    /// Breaks things a few times, where root allows.
+    fn run_faults(&self, report: &mut Report) {
+        match &self.scratch {
+            Some(scratch) if workspace::is_root() => {
+                report.check("faults", || faults::run_few(scratch));
+            }
+            _ => report.lack("faults", "not root"),
         }
     }
 }

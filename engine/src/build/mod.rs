@@ -144,7 +144,7 @@ impl Engine {
 impl Build {
     async fn execute(self: &Arc<Self>, needed: &[NodeIndex]) -> Result<BuildResult, Error> {
         self.identify_all(needed).await?;
-        let missing = self.missing()?;
+        let mut missing = self.missing()?;
         // A step that the plan has twice, such as the same base of several builds, is told and run once.
         let mut first = HashMap::new();
         let (own, twins): (Vec<NodeIndex>, Vec<NodeIndex>) = needed.iter().partition(|index| {
@@ -153,6 +153,14 @@ impl Build {
                 .get()
                 .is_none_or(|id| *first.entry(*id).or_insert(**index) == **index)
         });
+        // The first of them may stand behind a result that is there while another is wanted.
+        for &index in needed {
+            if let Some(id) = self.states[index].snapshot.get()
+                && missing[index]
+            {
+                missing[first[id]] = true;
+            }
+        }
         self.tell(Event::BuildStarted { steps: own.len() }).await;
         for &index in own.iter().filter(|index| !missing[**index]) {
             if self.cancel.is_cancelled() {
@@ -439,14 +447,19 @@ impl Build {
             .lock()
             .expect("no holder of this lock panics")
             .is_empty();
-        let store = Arc::clone(&self.engine.store);
-        let syncing =
-            wrote.then(|| tokio::spawn(blocking(move || store.sync().map_err(Error::Store))));
-        self.engine.flush().await?;
         let used: Vec<_> = needed
             .iter()
             .filter_map(|index| self.states[*index].snapshot.get().copied())
             .collect();
+        let store = Arc::clone(&self.engine.store);
+        // What was found may be of a build that still runs, or was killed before it synced.
+        let unsafe_yet = wrote || {
+            let provisional = store.provisional().map_err(Error::Store)?;
+            provisional.iter().any(|id| used.contains(id))
+        };
+        let syncing =
+            unsafe_yet.then(|| tokio::spawn(blocking(move || store.sync().map_err(Error::Store))));
+        self.engine.flush().await?;
         self.engine.database().await?.touch(&used).await?;
         match syncing {
             Some(syncing) => syncing

@@ -31,7 +31,7 @@ impl Engine {
         report: &mut CheckReport,
     ) -> Result<(), Error> {
         let database = self.database().await?;
-        if let Some(aside) = &database.aside {
+        if let Some(aside) = database.aside() {
             let message = format!(
                 "the database was no database; it was put aside as {} and a new one begun",
                 aside.display()

@@ -208,9 +208,9 @@ impl Engine {
         let found = || found.lock().expect("no holder panics");
         let snapshot = match self.store().get(id) {
             Ok(Some(snapshot)) => snapshot,
-            // Removed by hand: what is leased is not pruned.
+            // By a stranger's hand: what is leased is not pruned.
             Ok(None) => {
-                found().damage(id, "it has gone meanwhile".to_owned());
+                found().damage(id, "its files are gone".to_owned());
                 return Ok(None);
             }
             Err(error) => {

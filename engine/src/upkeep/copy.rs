@@ -236,7 +236,7 @@ impl Work {
             return Err(Error::Cancelled);
         }
         let Some(source) = self.from.store().get(id).map_err(Error::Store)? else {
-            self.failed(id, "it has gone meanwhile".to_owned());
+            self.failed(id, "its files are gone".to_owned());
             return Ok(None);
         };
         if let (Some(gone), None) = (source.parent, parent) {

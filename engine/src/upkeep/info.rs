@@ -27,6 +27,8 @@ pub struct StoreInfo {
     pub snapshots: usize,
     /// Snapshots in the longest chain.
     pub depth: usize,
+    /// Snapshots that a power cut would take, since they have not been synced to the disk.
+    pub provisional: usize,
     /// Snapshots that a running build counts on.
     pub in_use: usize,
     /// Snapshots with a recorded digest.
@@ -61,7 +63,7 @@ impl Engine {
         let database = self.database().await?;
         let (rows, digests) = (database.steps().await?, database.digests().await?);
         let mut problems = Vec::new();
-        if let Some(aside) = &database.aside {
+        if let Some(aside) = database.aside() {
             problems.push(format!(
                 "the database was damaged and put aside as {}",
                 aside.display()
@@ -120,6 +122,7 @@ impl Engine {
                 status,
                 snapshots: listed.len(),
                 depth: Forest::new(&listed).depth(),
+                provisional: store.provisional().map_err(Error::Store)?.len(),
                 in_use: there.intersection(&in_use).count(),
                 digests: digests.keys().filter(|id| there.contains(id)).count(),
                 steps_bytes: (measured.clone().sum(), measured.count()),

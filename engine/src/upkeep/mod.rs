@@ -52,6 +52,12 @@ pub(crate) fn take_down(
     cancel: &CancellationToken,
 ) -> Result<Listing, Trouble> {
     let cancelled = || cancel.is_cancelled();
+    if let Some(parent) = parent
+        && parent.rootfs == *rootfs
+    {
+        // A step that changed nothing.
+        return Ok(parent.listing.clone());
+    }
     if let (Some(parent), Rootfs::Overlay(mount)) = (parent, rootfs)
         && mount.upper.is_none()
         && let [own, below @ ..] = mount.lower.as_slice()

@@ -158,6 +158,10 @@ impl Launch<'_> {
         self.privileges()?;
         let error = sys::execve(&program, &argv, &env);
         let errno = rustix::io::Errno::from_io_error(&error);
+        if errno == Some(rustix::io::Errno::IO) {
+            // The disk's fault, not the tree's.
+            return Err(error).trying(|| "read the command's program");
+        }
         let reason = programs::obstacle(self.tree, self.program.as_bstr(), errno);
         Err(Failure::NoProgram {
             program: self.command.argv[0].clone(),

@@ -41,7 +41,7 @@ pub(super) fn start<'a>(
     let proc = file_system("proc", &[], Attributes::NO_EXEC).trying(|| "make /proc")?;
     attach(&proc, native::open_host("/proc")?.as_fd()).trying(|| "mount /proc")?;
 
-    let private = Private::new(&native::open_host(&runtime.bundle)?)?;
+    let private = Private::new(native::open_host(&runtime.bundle)?);
     private.make_directory("rootfs")?;
     let root = private.mount_tree(&request.rootfs, "root", Attributes::ROOT)?;
     mount(&private, "rootfs", &root)?;
@@ -126,7 +126,7 @@ fn mount(private: &Private, name: &str, made: &OwnedFd) -> Result<(), Failure> {
     let action = || format!("mount the sandbox's own {name}");
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let place =
-        rustix::fs::openat(private.directory(), name, flags, Mode::empty()).trying(action)?;
+        rustix::fs::openat(private.directory()?, name, flags, Mode::empty()).trying(action)?;
     attach(made, place.as_fd()).trying(action)
 }
 
@@ -236,6 +236,10 @@ impl Child<'_> {
             }
             (None, Some(message)) => Err(Failure::Unavailable(format!(
                 "{program} could not start a container: {message}; try `{program} --version`, or --sandbox native"
+            ))),
+            (None, None) if status.terminating_signal().is_some() => Err(Failure::Helper(format!(
+                "{program} was killed from outside ({})",
+                ended(status)
             ))),
             (None, None) => Err(Failure::Unavailable(format!(
                 "{program} did not start a container ({}); is it an OCI runtime? Try another --runtime, \

@@ -16,7 +16,6 @@ impl Upkeep for super::Disk {
         let shared = &self.shared;
         Ok(Status {
             format: super::format::VERSION,
-            provisional: shared.place.names("provisional")?.len(),
             drafts: shared.draft_statuses()?,
             trash: shared.place.names("trash")?.len(),
         })

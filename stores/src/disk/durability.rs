@@ -64,7 +64,7 @@ impl Shared {
     }
 
     /// Deletes all of it that can be deleted. Returns the first error.
-    fn delete_all(&self, trash: &[String]) -> Result<(), Error> {
+    pub(super) fn delete_all(&self, trash: &[String]) -> Result<(), Error> {
         let deleted: Vec<_> = trash
             .iter()
             .map(|name| self.trees.destroy(&self.place, name))
@@ -74,7 +74,11 @@ impl Shared {
 
     /// Moves a snapshot and everything that stands on it to the trash, descendants first, so that a crash in
     /// the middle leaves no snapshot without its parent.
-    fn drop_with_descendants(&self, id: SnapshotId, trash: &mut Vec<String>) -> Result<(), Error> {
+    pub(super) fn drop_with_descendants(
+        &self,
+        id: SnapshotId,
+        trash: &mut Vec<String>,
+    ) -> Result<(), Error> {
         let mut found = vec![id];
         let mut next = 0;
         while let Some(parent) = found.get(next).copied() {
@@ -92,6 +96,14 @@ impl Shared {
         Ok(())
     }
 
+    /// Returns what has been committed since the last sync.
+    pub(super) fn provisional(&self) -> Result<Vec<SnapshotId>, Error> {
+        let marks = self.place.names("provisional")?;
+        // Caches are marked too, by names that are no ids.
+        let ids = marks.iter().map(|mark| committed_as(mark).0.parse());
+        Ok(ids.filter_map(Result::ok).collect())
+    }
+
     pub(super) fn sync(&self) -> Result<(), Error> {
         // What is still a draft at this moment may be committed after the file system was written out.
         let mut marks = Vec::new();
@@ -105,8 +117,15 @@ impl Shared {
         }
         rustix::fs::syncfs(self.place.descriptor())
             .map_err(|errno| self.place.error("write out", ".", errno))?;
-        for mark in marks {
+        for mark in &marks {
             self.place.unlink(&format!("provisional/{mark}"))?;
+        }
+        if !marks.is_empty() {
+            // A mark that came back after a power cut would take with it what is on the disk.
+            self.place
+                .open_directory("provisional")
+                .and_then(rustix::fs::fsync)
+                .map_err(|errno| self.place.error("write out", "provisional", errno))?;
         }
         Ok(())
     }
@@ -157,6 +176,22 @@ impl Shared {
         drop(lock);
         if !dead.is_empty() {
             self.sweep_caches()?;
+        }
+        self.delete_all(&trash)
+    }
+}
+
+impl Shared {
+    /// Removes what is left of snapshots whose deletion was cut short. Looks at every snapshot.
+    pub(super) fn sweep_rests(&self) -> Result<(), Error> {
+        let mut trash = Vec::new();
+        {
+            let _lock = self.lock(true)?;
+            for name in self.place.names("snapshots")? {
+                if !self.place.exists(&format!("snapshots/{name}/meta"))? {
+                    trash.extend(self.trash(&format!("snapshots/{name}"))?);
+                }
+            }
         }
         self.delete_all(&trash)
     }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The format file, by which a directory is known as a store, and the making of a new store.
 
+use crate::Error;
 use crate::place::Place;
 use crate::trees::Trees;
-use crate::{Error, Kind};
 use rustix::fs::IFlags;
 use std::fs;
 use std::io;
@@ -18,7 +18,7 @@ pub(super) const VERSION: u32 = 1;
 const PRIVATE: [&str; 5] = ["snapshots", "drafts", "provisional", "caches", "trash"];
 
 /// Opens the directory of a store; makes it if nothing is there.
-pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Place, Error> {
+pub(super) fn open(path: &Path, trees: &mut dyn Trees, wait: Duration) -> Result<Place, Error> {
     let kind = trees.kind();
     let unsuitable = |reason: String| Error::Unsuitable {
         path: path.to_owned(),
@@ -40,10 +40,10 @@ pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Pla
         Err(error) => return Err(Error::io("create", path, error)),
     }
     let place = Place::open(path)?;
-    if !check(&place, path, kind)? {
+    if !check(&place, path, trees)? {
         let _lock = place.lock(".", true, wait)?;
         // Another process may have made it meanwhile.
-        if !check(&place, path, kind)? {
+        if !check(&place, path, trees)? {
             if let Some(stranger) = stranger(&place)? {
                 return Err(unsuitable(format!(
                     "it is not a store, and not empty (it holds {stranger:?}): choose a new or empty \
@@ -51,9 +51,10 @@ pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Pla
                 )));
             }
             trees.probe(&place)?;
+            let settings = trees.settle(None)?;
             place.make_directory("drafts", 0o700)?;
             spread(&place)?;
-            place.replace(FILE, &format!("{kind} {VERSION}\n"), true)?;
+            place.replace(FILE, &format!("{kind} {VERSION}\n{settings}"), true)?;
         }
     } else if !crate::sys::is_root() {
         trees.probe(&place)?;
@@ -61,12 +62,15 @@ pub(super) fn open(path: &Path, trees: &dyn Trees, wait: Duration) -> Result<Pla
     for name in PRIVATE {
         place.make_directory(name, 0o700)?;
     }
-    place.make_directory("state", 0o755)?;
+    if place.make_directory("state", 0o755)? {
+        write_in_place(&place)?;
+    }
     Ok(place)
 }
 
 /// Reads the format file. Returns `false` when there is none.
-fn check(place: &Place, path: &Path, kind: Kind) -> Result<bool, Error> {
+fn check(place: &Place, path: &Path, trees: &mut dyn Trees) -> Result<bool, Error> {
+    let kind = trees.kind();
     let Some(text) = place.read(FILE)? else {
         return Ok(false);
     };
@@ -75,7 +79,8 @@ fn check(place: &Place, path: &Path, kind: Kind) -> Result<bool, Error> {
         kind: kind.name(),
         reason,
     };
-    let parsed = text.trim_end().split_once(' ');
+    let (first, settings) = text.split_once('\n').unwrap_or((&text, ""));
+    let parsed = first.trim_end().split_once(' ');
     let Some((found, Ok(version))) = parsed.map(|(kind, version)| (kind, version.parse::<u32>()))
     else {
         return Err(unsuitable(format!(
@@ -97,6 +102,7 @@ fn check(place: &Place, path: &Path, kind: Kind) -> Result<bool, Error> {
             path.display()
         )));
     }
+    trees.settle(Some(settings))?;
     Ok(true)
 }
 
@@ -113,6 +119,21 @@ fn stranger(place: &Place) -> Result<Option<String>, Error> {
         }
     }
     Ok(None)
+}
+
+/// Has btrfs write the files in `state` in the blocks that they have (`FS_NOCOW_FL`, `chattr +C`).
+///
+/// SQLite maps a file into memory that all its processes write to (sqlite.org/walformat.html, the WAL-index). Where each
+/// write wants a new block, a full disk ends the process by SIGBUS.
+fn write_in_place(place: &Place) -> Result<(), Error> {
+    let state = place
+        .open_directory("state")
+        .map_err(|errno| place.error("open", "state", errno))?;
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&state) {
+        // Others write in place anyway, and do not know the flag.
+        let _ = rustix::fs::ioctl_setflags(&state, flags | IFlags::NOCOW);
+    }
+    Ok(())
 }
 
 /// Has ext4 put each directory in `drafts` into a block group of its own (`FS_TOPDIR_FL`, `chattr +T`).

@@ -2,7 +2,7 @@
 //! A store in a directory: all the bookkeeping that the kinds have in common.
 //!
 //! ```text
-//! PATH/obuild-store           the format: "overlay 1"
+//! PATH/obuild-store           the format: "overlay 1", and what the kind keeps there
 //!      boot                   the boot in which the store was last opened
 //!      snapshots/ID/fs        the tree, or its topmost layer
 //!                   meta      what it stands on
@@ -117,9 +117,9 @@ impl Disk {
     pub(crate) fn open(
         url: &StoreUrl,
         options: &Options,
-        trees: Box<dyn Trees>,
+        mut trees: Box<dyn Trees>,
     ) -> Result<Self, Error> {
-        let place = format::open(&url.path, trees.as_ref(), options.wait)?;
+        let place = format::open(&url.path, trees.as_mut(), options.wait)?;
         let shared = Arc::new(Shared {
             state: place.path("state"),
             place,
@@ -135,7 +135,7 @@ impl Disk {
         let disk = Self { shared };
         // What cannot be cleaned up now is no reason not to work.
         if disk.shared.has_leftovers()?
-            && let Err(error) = disk.sweep()
+            && let Err(error) = disk.shared.sweep()
         {
             tracing::warn!(%error, "what an earlier process left could not be cleaned up");
         }
@@ -167,7 +167,7 @@ impl Store for Disk {
     fn get(&self, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
         Ok(self
             .shared
-            .meta(id)?
+            .whole(id)?
             .map(|meta| self.shared.snapshot(id, &meta)))
     }
 
@@ -191,11 +191,12 @@ impl Store for Disk {
     }
 
     fn size(&self, id: SnapshotId) -> Result<u64, Error> {
-        let meta = self.shared.meta(id)?.ok_or(Error::NoSuchSnapshot(id))?;
+        let meta = self.shared.whole(id)?.ok_or(Error::NoSuchSnapshot(id))?;
         let name = format!("snapshots/{id}/fs");
+        let parent = meta.parent.map(|parent| format!("snapshots/{parent}/fs"));
         self.shared
             .trees
-            .size(&self.shared.place, &name, meta.parent.is_some())
+            .size(&self.shared.place, &name, parent.as_deref())
     }
 
     fn space(&self) -> Result<Space, Error> {
@@ -224,12 +225,17 @@ impl Store for Disk {
         self.shared.delete_cache(name)
     }
 
+    fn provisional(&self) -> Result<Vec<SnapshotId>, Error> {
+        self.shared.provisional()
+    }
+
     fn sync(&self) -> Result<(), Error> {
         self.shared.sync()
     }
 
     fn sweep(&self) -> Result<(), Error> {
-        self.shared.sweep()
+        self.shared.sweep()?;
+        self.shared.sweep_rests()
     }
 
     fn upkeep(&self) -> Option<&dyn Upkeep> {

@@ -2,13 +2,13 @@
 //! Drafts and snapshots.
 
 use super::Shared;
-use super::meta::{Layer, Merged, Meta};
+use super::meta::{Layer, Merged, Meta, VOID};
 use super::owner::LiveDrafts;
 use super::stack::crowd;
 use crate::draft::Draft;
 use crate::store::Snapshot;
 use crate::trees::readable;
-use crate::{Error, SnapshotId};
+use crate::{Error, SnapshotId, tree};
 use std::io;
 use std::sync::Arc;
 
@@ -67,17 +67,49 @@ impl Shared {
         Meta::parse(&text).map(Some).ok_or_else(damaged)
     }
 
+    /// As [`Shared::meta`], but `None` also when a tree that the snapshot consists of is gone: somebody has removed it
+    /// behind our back, and the step has to run again.
+    pub(super) fn whole(&self, id: SnapshotId) -> Result<Option<Meta>, Error> {
+        let Some(meta) = self.meta(id)? else {
+            return Ok(None);
+        };
+        if !self.place.exists(&Layer::own(id).path())? {
+            return Ok(None);
+        }
+        for layer in &meta.lower {
+            if !self.place.exists(&layer.path())? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(meta))
+    }
+
+    /// Removes what is left of a snapshot that is no longer whole.
+    fn clear(&self, id: SnapshotId) -> Result<(), Error> {
+        let meta = format!("snapshots/{id}/meta");
+        if !self.place.exists(&meta)? || self.whole(id)?.is_some() {
+            return Ok(());
+        }
+        tracing::warn!(%id, "a snapshot has lost its files; the step runs again");
+        let mut trash = Vec::new();
+        {
+            let _lock = self.lock(true)?;
+            if self.trees.layers().is_some() {
+                // What stands on it has lost them too, and must not come to stand on another one's.
+                self.drop_with_descendants(id, &mut trash)?;
+            } else {
+                trash.extend(self.trash(&format!("snapshots/{id}"))?);
+            }
+        }
+        self.delete_all(&trash)
+    }
+
     /// Describes a snapshot.
     pub(super) fn snapshot(&self, id: SnapshotId, meta: &Meta) -> Snapshot {
-        let layers: Vec<String> = [Layer::own(id)]
-            .iter()
-            .chain(&meta.lower)
-            .map(|layer| layer.path())
-            .collect();
         Snapshot {
             id,
             parent: meta.parent,
-            rootfs: readable(&self.place, &layers),
+            rootfs: readable(&self.place, &meta.layers(id)),
         }
     }
 
@@ -94,6 +126,7 @@ impl Shared {
             meta: Meta::default(),
             done: true,
         };
+        self.clear(id)?;
         self.begin(&mut slot, parent)?;
         let below: Vec<String> = match parent {
             Some(parent) if slot.meta.lower.is_empty() => vec![Layer::own(parent).path()],
@@ -116,7 +149,7 @@ impl Shared {
             return Err(Error::Exists(slot.id));
         }
         if let Some(parent) = parent {
-            let meta = self.meta(parent)?.ok_or(Error::NoSuchSnapshot(parent))?;
+            let meta = self.whole(parent)?.ok_or(Error::NoSuchSnapshot(parent))?;
             slot.meta = meta.child(parent, self.trees.layers().is_some());
         }
         let path = slot.path();
@@ -152,6 +185,8 @@ impl Shared {
         let id = draft.id;
         let mut slot = self.slot(draft)?;
         let path = slot.path();
+        let parent = slot.meta.parent.map(|parent| Layer::own(parent).path());
+        self.trees.finish(&self.place, &path, parent.as_deref())?;
         // Declared after the slot and so dropped before it, whose dropping takes the lock itself.
         let mut renamed = None;
         if id != slot.id
@@ -161,10 +196,13 @@ impl Shared {
             renamed = Some(self.lock(false)?);
             self.place.mark(&format!("snapshots/{parent}/child.{id}"))?;
         }
-        if let Some(layers) = self.trees.layers()
-            && slot.meta.lower.len() >= layers.snapshot
-        {
-            self.squash_draft(&mut slot)?;
+        if let Some(layers) = self.trees.layers() {
+            if self.is_void(&slot)? {
+                slot.meta.void = true;
+                self.place.append(&format!("{path}/meta"), VOID)?;
+            } else if slot.meta.lower.len() >= layers.snapshot {
+                self.squash_draft(&mut slot)?;
+            }
         }
         // Before the rename: no journal writes the later of two changes without the earlier, so after a power cut
         // the mark is there if the snapshot is.
@@ -183,7 +221,7 @@ impl Shared {
                 }
                 return Ok(self.snapshot(id, &slot.meta));
             }
-            if let Some(meta) = self.meta(id)? {
+            if let Some(meta) = self.whole(id)? {
                 drop(renamed);
                 slot.throw_away()?;
                 self.place.unlink(&mark)?;
@@ -192,6 +230,19 @@ impl Shared {
             // What is left of a snapshot whose deletion was cut short.
             self.throw_away(&target)?;
         }
+    }
+
+    /// Returns whether the draft's layer changes nothing of what it stands on, as after `true`.
+    ///
+    /// Every layer makes each miss in a merged directory slower, and every mount.
+    fn is_void(&self, slot: &Slot) -> Result<bool, Error> {
+        let own = format!("{}/fs", slot.path());
+        let layer = |number: usize| {
+            let layer = slot.meta.lower.get(number)?;
+            Some(self.place.open_directory(&layer.path()))
+        };
+        let upper = self.open_layer(&own)?;
+        tree::is_void(&upper, layer).map_err(|errno| self.place.error("look at", &own, errno))
     }
 
     /// Makes `merged` from the draft's layer and the upper ones below it. The last one stays what it is: it is the

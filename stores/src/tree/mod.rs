@@ -2,16 +2,28 @@
 //! Work on whole directory trees, as deep and as odd as builds make them: nothing here recurses, joins paths, or
 //! follows a link.
 
+mod attributes;
+mod content;
 mod copy;
+mod crew;
 mod merge;
+mod node;
+mod own;
 mod remove;
+mod replicate;
+mod share;
 mod size;
+mod void;
 mod whiteouts;
 
 pub(crate) use copy::{copy_attributes, copy_node};
 pub(crate) use merge::{Whiteouts, merge};
+pub(crate) use own::{Sharing, own_size};
 pub(crate) use remove::{Subvolumes, remove};
+pub(crate) use replicate::replicate;
+pub(crate) use share::{Compare, link_same};
 pub(crate) use size::{count, size};
+pub(crate) use void::is_void;
 pub(crate) use whiteouts::prune_whiteouts;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, StatFs};

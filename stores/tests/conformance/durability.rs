@@ -10,6 +10,9 @@ crate::suite!(persistent:
     any_process_may_sync_for_all
     a_draft_under_way_is_not_made_durable_by_a_sync
     a_cache_that_was_not_synced_is_dropped
+    what_is_provisional_is_told
+    a_snapshot_that_lost_its_files_is_made_again
+    the_rest_of_a_snapshot_is_swept
 );
 
 fn snapshots_are_there_when_the_store_is_opened_again(fixture: &Fixture) {
@@ -105,4 +108,47 @@ fn a_cache_that_was_not_synced_is_dropped(fixture: &Fixture) {
         caches.iter().map(|(name, _)| &name[..]).collect::<Vec<_>>(),
         [b"safe"]
     );
+}
+
+fn what_is_provisional_is_told(fixture: &Fixture) {
+    let store = &*fixture.store;
+    commit(store, id(1), None, |_| {});
+    store.sync().unwrap();
+    commit(store, id(2), Some(id(1)), |_| {});
+    assert_eq!(store.provisional().unwrap(), [id(2)]);
+    store.sync().unwrap();
+    assert_eq!(store.provisional().unwrap(), []);
+}
+
+fn a_snapshot_that_lost_its_files_is_made_again(fixture: &Fixture) {
+    let store = &*fixture.store;
+    let make = |name: &str| {
+        commit(store, id(1), None, |tree| tree.write(name, ""));
+    };
+    make("old");
+    commit(store, id(2), Some(id(1)), |_| {});
+    let files = fixture.path().join(format!("snapshots/{}/fs", id(1)));
+    fs_err::remove_dir_all(files).unwrap();
+    assert!(store.get(id(1)).unwrap().is_none());
+    assert!(matches!(
+        store.prepare(id(3), Some(id(1))),
+        Err(obuild_stores::Error::NoSuchSnapshot(_))
+    ));
+    make("new");
+    assert_eq!(tree(store, id(1)).names("."), ["new"]);
+    // What stood on the lost one has its own files or is gone; it never shows another's.
+    if store.get(id(2)).unwrap().is_some() {
+        assert_eq!(tree(store, id(2)).names("."), ["old"]);
+        store.remove(id(2)).unwrap();
+    }
+    store.remove(id(1)).unwrap();
+}
+
+fn the_rest_of_a_snapshot_is_swept(fixture: &Fixture) {
+    let store = &*fixture.store;
+    commit(store, id(1), None, |_| {});
+    let directory = fixture.path().join(format!("snapshots/{}", id(1)));
+    fs_err::remove_file(directory.join("meta")).unwrap();
+    store.sweep().unwrap();
+    assert!(!directory.exists());
 }

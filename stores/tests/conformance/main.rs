@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod caches;
+mod copies;
 mod durability;
 mod full_disk;
 mod layers;
@@ -26,6 +27,12 @@ macro_rules! suite {
         crate::suite!(@ overlay_on_xfs OVERLAY_ON_XFS $($test)*);
         crate::suite!(@ overlay_on_btrfs OVERLAY_ON_BTRFS $($test)*);
         crate::suite!(@ btrfs BTRFS $($test)*);
+        crate::suite!(@ xfs XFS $($test)*);
+        crate::suite!(@ xfs_on_btrfs XFS_ON_BTRFS $($test)*);
+        crate::suite!(@ rsync_copy RSYNC_COPY $($test)*);
+        crate::suite!(@ rsync_hardlink RSYNC_HARDLINK $($test)*);
+        crate::suite!(@ rsync_hardlink_unsafe RSYNC_HARDLINK_UNSAFE $($test)*);
+        crate::suite!(@ rsync_hardlink_by_program RSYNC_HARDLINK_BY_PROGRAM $($test)*);
     };
     (@ $module:ident $subject:ident $($test:ident)*) => {
         mod $module {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The stores under test, each in a directory of its own.
 
-use obuild_fixtures::{FileSystem, root, scratch};
-use obuild_stores::{Memory, Options, SnapshotId, Store, StoreUrl, open};
+use obuild_fixtures::{FileSystem, root, scratch, skip};
+use obuild_stores::{Memory, Options, RsyncMode, SnapshotId, Store, StoreUrl, open};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,34 +12,102 @@ use tempfile::TempDir;
 pub(crate) struct Subject {
     kind: Option<&'static str>,
     file_system: FileSystem,
+    rsync: Option<Rsync>,
+}
+
+/// How an rsync store is made and opened.
+#[derive(Clone, Copy)]
+struct Rsync {
+    mode: RsyncMode,
+    program: bool,
 }
 
 pub(crate) const MEMORY: Subject = Subject {
     kind: None,
     file_system: FileSystem::Default,
+    rsync: None,
 };
 pub(crate) const OVERLAY: Subject = Subject {
     kind: Some("overlay"),
     file_system: FileSystem::Default,
+    rsync: None,
 };
 pub(crate) const OVERLAY_ON_XFS: Subject = Subject {
     kind: Some("overlay"),
     file_system: FileSystem::Xfs,
+    rsync: None,
 };
 pub(crate) const OVERLAY_ON_BTRFS: Subject = Subject {
     kind: Some("overlay"),
     file_system: FileSystem::Btrfs,
+    rsync: None,
 };
 pub(crate) const BTRFS: Subject = Subject {
     kind: Some("btrfs"),
     file_system: FileSystem::Btrfs,
+    rsync: None,
+};
+
+pub(crate) const XFS: Subject = Subject {
+    kind: Some("xfs"),
+    file_system: FileSystem::Xfs,
+    rsync: None,
+};
+pub(crate) const XFS_ON_BTRFS: Subject = Subject {
+    kind: Some("xfs"),
+    file_system: FileSystem::Btrfs,
+    rsync: None,
+};
+pub(crate) const RSYNC_COPY: Subject = Subject {
+    kind: Some("rsync"),
+    file_system: FileSystem::Default,
+    rsync: Some(Rsync {
+        mode: RsyncMode::Copy,
+        program: false,
+    }),
+};
+pub(crate) const RSYNC_HARDLINK: Subject = Subject {
+    kind: Some("rsync"),
+    file_system: FileSystem::Default,
+    rsync: Some(Rsync {
+        mode: RsyncMode::Hardlink,
+        program: false,
+    }),
+};
+pub(crate) const RSYNC_HARDLINK_UNSAFE: Subject = Subject {
+    kind: Some("rsync"),
+    file_system: FileSystem::Default,
+    rsync: Some(Rsync {
+        mode: RsyncMode::HardlinkUnsafe,
+        program: false,
+    }),
+};
+pub(crate) const RSYNC_HARDLINK_BY_PROGRAM: Subject = Subject {
+    kind: Some("rsync"),
+    file_system: FileSystem::Default,
+    rsync: Some(Rsync {
+        mode: RsyncMode::Hardlink,
+        program: true,
+    }),
 };
 
 /// An open store and its directory.
 pub(crate) struct Fixture {
     pub(crate) store: Arc<dyn Store>,
     kind: Option<&'static str>,
+    rsync: Option<Rsync>,
     directory: TempDir,
+}
+
+const RSYNC: &str = "/usr/bin/rsync";
+
+/// Returns how a store that is there is opened.
+fn options(rsync: Option<Rsync>) -> Options {
+    let program = rsync.is_some_and(|rsync| rsync.program);
+    Options {
+        rsync_program: program.then(|| RSYNC.into()),
+        ..Options::default()
+    }
 }
 
 impl Subject {
@@ -48,17 +116,26 @@ impl Subject {
         if !root() {
             return None;
         }
+        if self.rsync.is_some_and(|rsync| rsync.program) && !Path::new(RSYNC).exists() {
+            skip("needs /usr/bin/rsync (package rsync)");
+            return None;
+        }
         let directory = scratch(self.file_system)?;
         let store: Arc<dyn Store> = match self.kind {
             None => Arc::new(Memory::create(directory.path()).unwrap()),
             Some(kind) => {
                 let url = url(kind, &directory.path().join("store"));
-                open(&url, &Options::default()).unwrap()
+                let options = Options {
+                    rsync_mode: self.rsync.map(|rsync| rsync.mode),
+                    ..options(self.rsync)
+                };
+                open(&url, &options).unwrap()
             }
         };
         Some(Fixture {
             store,
             kind: self.kind,
+            rsync: self.rsync,
             directory,
         })
     }
@@ -89,16 +166,26 @@ impl Fixture {
         self.kind == Some("btrfs")
     }
 
+    pub(crate) fn is_overlay(&self) -> bool {
+        self.kind == Some("overlay")
+    }
+
+    /// Returns whether each snapshot holds all of its tree by itself.
+    pub(crate) fn shares_nothing(&self) -> bool {
+        self.rsync
+            .is_some_and(|rsync| rsync.mode == RsyncMode::Copy)
+    }
+
     /// Opens the store once more.
     pub(crate) fn reopen(&self) -> Arc<dyn Store> {
-        open(&self.url(), &Options::default()).unwrap()
+        open(&self.url(), &options(self.rsync)).unwrap()
     }
 
     /// Opens it as after the boot `boot_id`.
     pub(crate) fn reopen_after_boot(&self, boot_id: &str) -> Arc<dyn Store> {
         let options = Options {
             boot_id: Some(boot_id.to_owned()),
-            ..Options::default()
+            ..options(self.rsync)
         };
         open(&self.url(), &options).unwrap()
     }
