@@ -17,3 +17,4 @@ mod crashes;
 mod harness;
 mod secrets;
 mod sharing;
+mod store;

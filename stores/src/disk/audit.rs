@@ -220,7 +220,7 @@ impl Audit<'_> {
         for mark in place.names("provisional")? {
             let (name, draft) = committed_as(&mark);
             let there = match name.parse::<SnapshotId>() {
-                Ok(id) => place.exists(&format!("snapshots/{id}"))?,
+                Ok(id) => place.exists(&format!("snapshots/{id}/meta"))?,
                 Err(_) => place.exists(&format!("caches/{name}"))?,
             };
             if !there && !place.exists(&format!("drafts/{draft}"))? {
