@@ -2,7 +2,7 @@
 //! Verifying a store: its books, and every tree against its recorded digest.
 
 use super::books::Listed;
-use super::{Forest, Progress, Recorded, Seen, add, take_down, threads};
+use super::{Forest, Progress, Recorded, Seen, add, held, take_down, threads};
 use crate::lock::{Lease, Removal};
 use crate::{Engine, Error, blocking};
 use obuild_images::tree::Listing;
@@ -164,7 +164,7 @@ impl Engine {
                 add(&shown.done, 1);
                 seen
             })?;
-            let found = found.into_inner().expect("no holder panics");
+            let found = std::mem::take(&mut *held(&found));
             if !dry_run && !found.new.is_empty() {
                 // What is provisional may be dropped and built again, with another digest.
                 engine.store().sync().map_err(Error::Store)?;
@@ -205,7 +205,7 @@ impl Engine {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let found = || found.lock().expect("no holder panics");
+        let found = || held(found);
         let snapshot = match self.store().get(id) {
             Ok(Some(snapshot)) => snapshot,
             // By a stranger's hand: what is leased is not pruned.

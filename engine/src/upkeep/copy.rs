@@ -5,7 +5,9 @@
 //! stays, also if its tree is another: two runs of one step may differ. What stands on it is then copied onto the tree that is there,
 //! by the difference to that, and is as it was in the old store in any case: its digest is compared.
 
-use super::{Forest, Progress, Recorded, Seen, Trouble, add, take_down, threads, with_ancestors};
+use super::{
+    Forest, Progress, Recorded, Seen, Trouble, add, held, take_down, threads, with_ancestors,
+};
 use crate::lock::{Lease, StepLock};
 use crate::{Engine, Error, StepRecord, blocking};
 use obuild_images::tree::{self, ListOptions, Listing};
@@ -89,7 +91,7 @@ impl Engine {
         let (ids, threads) = (options.ids.clone(), threads(options.threads));
         let (work, chains, leases, result) = blocking(move || work.run(ids, threads)).await?;
         // Also after a failure: what was copied is copied.
-        let done = std::mem::take(&mut *work.done.lock().expect("no holder panics"));
+        let done = std::mem::take(&mut *work.done());
         let chain: Vec<SnapshotId> = chains.iter().map(|(id, _)| *id).collect();
         self.copy_rows(to, &chains, &done).await?;
         let mut report = CopyReport {
@@ -223,7 +225,7 @@ impl Work {
     }
 
     fn done(&self) -> std::sync::MutexGuard<'_, Done> {
-        self.done.lock().expect("no holder of this lock panics")
+        held(&self.done)
     }
 
     fn failed(&self, id: SnapshotId, why: String) {

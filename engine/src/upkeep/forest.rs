@@ -4,7 +4,7 @@
 use crate::Error;
 use obuild_stores::SnapshotId;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Snapshots and what stands on them.
 #[derive(Debug, Default)]
@@ -76,44 +76,37 @@ impl Forest {
     pub(crate) fn each<T: Send + Sync>(
         &self,
         threads: usize,
-        work: &(dyn Fn(SnapshotId, Option<&T>) -> Result<Option<T>, Error> + Sync),
+        work: Work<'_, T>,
     ) -> Result<(), Error> {
-        let queue = Mutex::new(Queue {
-            waiting: self.roots.iter().rev().map(|id| (*id, None)).collect(),
-            running: 0,
-            error: None,
-        });
-        let changed = Condvar::new();
+        let shared = Shared {
+            queue: Mutex::new(Queue {
+                waiting: self.roots.iter().rev().map(|id| (*id, None)).collect(),
+                running: 0,
+                error: None,
+            }),
+            changed: Condvar::new(),
+        };
         let labour = || {
-            let mut held = queue.lock().unwrap_or_else(PoisonError::into_inner);
-            loop {
-                let Some((id, parent)) = held.waiting.pop() else {
-                    if held.running == 0 {
-                        return;
-                    }
-                    held = changed.wait(held).unwrap_or_else(PoisonError::into_inner);
-                    continue;
-                };
-                held.running += 1;
-                drop(held);
+            while let Some((id, parent)) = shared.next() {
+                let running = Running(&shared);
                 let result = work(id, parent.as_deref());
                 drop(parent);
-                held = queue.lock().unwrap_or_else(PoisonError::into_inner);
-                held.running -= 1;
+                let mut queue = held(&shared.queue);
                 match result {
                     Ok(Some(made)) => {
                         let made = Arc::new(made);
                         let children = self.children.get(&id).into_iter().flatten();
-                        held.waiting
-                            .extend(children.map(|child| (*child, Some(Arc::clone(&made)))));
+                        let children = children.map(|child| (*child, Some(Arc::clone(&made))));
+                        queue.waiting.extend(children);
                     }
                     Ok(None) => {}
                     Err(error) => {
-                        held.waiting.clear();
-                        held.error.get_or_insert(error);
+                        queue.waiting.clear();
+                        queue.error.get_or_insert(error);
                     }
                 }
-                changed.notify_all();
+                drop(queue);
+                drop(running);
             }
         };
         std::thread::scope(|scope| {
@@ -125,16 +118,66 @@ impl Forest {
             }
             labour();
         });
-        let queue = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let queue = shared
+            .queue
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
         queue.error.map_or(Ok(()), Err)
     }
 }
 
+/// What is done for each snapshot, with what was made for its parent.
+pub(crate) type Work<'a, T> =
+    &'a (dyn Fn(SnapshotId, Option<&T>) -> Result<Option<T>, Error> + Sync);
+
+struct Shared<T> {
+    queue: Mutex<Queue<T>>,
+    changed: Condvar,
+}
+
 struct Queue<T> {
     /// Taken from the end.
-    waiting: Vec<(SnapshotId, Option<Arc<T>>)>,
+    waiting: Vec<Waiting<T>>,
     running: usize,
     error: Option<Error>,
+}
+
+/// A snapshot, and what was made for its parent.
+type Waiting<T> = (SnapshotId, Option<Arc<T>>);
+
+impl<T> Shared<T> {
+    /// Waits for the next snapshot; nothing when there will be no more.
+    fn next(&self) -> Option<Waiting<T>> {
+        let mut queue = held(&self.queue);
+        loop {
+            if let Some(next) = queue.waiting.pop() {
+                queue.running += 1;
+                return Some(next);
+            }
+            if queue.running == 0 {
+                return None;
+            }
+            queue = self
+                .changed
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Marks a snapshot as no longer worked on, also when the work panics.
+struct Running<'a, T>(&'a Shared<T>);
+
+impl<T> Drop for Running<'_, T> {
+    fn drop(&mut self) {
+        held(&self.0.queue).running -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Locks what several threads add to. A panic elsewhere is passed on when they are joined.
+pub(crate) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod records;
 
 pub use check::{CheckOptions, CheckReport};
 pub use copy::{CopyOptions, CopyReport};
-pub(crate) use forest::Forest;
+pub(crate) use forest::{Forest, held};
 pub use info::{Health, StoreInfo};
 
 use crate::{Engine, Error, blocking};
@@ -109,10 +109,10 @@ impl From<TreeError> for Trouble {
 impl Trouble {
     /// Returns whether something is missing from the tree, or the disk does not give it back; else it is the host's trouble.
     fn is_damage(&self) -> bool {
-        let source = match self {
-            Self::Store(obuild_stores::Error::Io { source, .. })
-            | Self::Tree(TreeError::Read { source, .. }) => source,
-            _ => return false,
+        let (Self::Store(obuild_stores::Error::Io { source, .. })
+        | Self::Tree(TreeError::Read { source, .. })) = self
+        else {
+            return false;
         };
         // EIO 5, EBADMSG 74, EUCLEAN 117: what file systems say of blocks that do not match their checksums or make no sense.
         matches!(source.raw_os_error(), Some(5 | 74 | 117))
@@ -179,7 +179,7 @@ impl Engine {
                     .map_err(|trouble| trouble.into_error(id))?;
                 if !recorded.contains_key(&id) {
                     let new = (id, listing.digest(), engine.log_digest(id)?);
-                    found.lock().expect("no holder panics").push(new);
+                    held(&found).push(new);
                 }
                 Ok(Some(Seen {
                     rootfs: snapshot.rootfs,
@@ -188,7 +188,7 @@ impl Engine {
             })?;
             // What is provisional may be dropped and built again, with another digest.
             engine.store().sync().map_err(Error::Store)?;
-            Ok(found.into_inner().expect("no holder panics"))
+            Ok(std::mem::take(&mut *held(&found)))
         })
         .await?;
         self.database().await?.set_digests(&found).await?;

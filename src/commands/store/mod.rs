@@ -24,8 +24,8 @@ pub(crate) fn run(global: &Global, command: &StoreCommand) -> Result<()> {
 
 /// Shows how far something is while `work` goes on: a line that changes on a terminal, else one line now and then.
 async fn shown<T>(verb: &str, progress: &Arc<Progress>, work: impl Future<Output = T>) -> T {
-    let live = stderr().is_terminal();
-    let mut ticks = tokio::time::interval(if live {
+    let terminal = stderr().is_terminal();
+    let mut ticks = tokio::time::interval(if terminal {
         Duration::from_millis(200)
     } else {
         Duration::from_secs(10)
@@ -45,7 +45,7 @@ async fn shown<T>(verb: &str, progress: &Arc<Progress>, work: impl Future<Output
                     size(progress.bytes.load(Ordering::Relaxed)),
                 );
                 // Nobody reads standard error: the work goes on.
-                let _ = if live {
+                let _ = if terminal {
                     write!(stderr(), "\r\x1b[K{line}")
                 } else {
                     writeln!(stderr(), "{line}")
@@ -54,7 +54,7 @@ async fn shown<T>(verb: &str, progress: &Arc<Progress>, work: impl Future<Output
             }
         }
     };
-    if live && written {
+    if terminal && written {
         let _ = write!(stderr(), "\r\x1b[K");
     }
     result
