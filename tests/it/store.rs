@@ -410,15 +410,15 @@ fn a_store_is_checked_and_copied_while_it_is_built_on() {
             .collect();
         world.spec(&steps);
         let url = world.store.clone() + "-copy";
-        let mut build = world.start(&["run", "-q", "spec.sexp"]);
+        let mut running = world.start(&["run", "-q", "spec.sexp"]);
         let mut rounds = 0;
-        while build.try_wait().unwrap().is_none() || rounds == 0 {
+        while running.try_wait().unwrap().is_none() || rounds == 0 {
             let (report, status) = world.check(&["--repair"]);
             assert_eq!((status, messages(&report)), (0, vec![]), "{report:#}");
             world.ok(&["store", "copy", &world.store, &url, "--all"]);
             rounds += 1;
         }
-        assert!(build.wait().unwrap().success());
+        assert!(running.wait().unwrap().success());
         world.ok(&["store", "copy", &world.store, &url, "--all"]);
         let built = world.run(&["run", "spec.sexp", "--store", &url]);
         assert!(

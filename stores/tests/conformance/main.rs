@@ -15,6 +15,7 @@ mod processes;
 mod snapshots;
 mod subject;
 mod trees;
+mod upkeep;
 
 /// Runs test functions against `all` kinds of store, or against the `persistent` ones: all but the one for tests.
 macro_rules! suite {
