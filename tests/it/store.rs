@@ -199,13 +199,6 @@ fn wrong_books_are_put_right_and_told() {
         fs_err::write(world.state("locks").join(&chain[2]), "").unwrap();
         let nothing = "ab".repeat(32);
         fs_err::create_dir(world.path("store/snapshots").join(&nothing)).unwrap();
-        fs_err::write(
-            world
-                .path("store/provisional")
-                .join(format!("{nothing}.x.1")),
-            "",
-        )
-        .unwrap();
         let parent = world.path("store/snapshots").join(&chain[0]);
         fs_err::remove_file(parent.join(format!("child.{}", chain[1]))).unwrap();
         fs_err::write(parent.join(format!("child.{nothing}")), "").unwrap();
@@ -215,7 +208,6 @@ fn wrong_books_are_put_right_and_told() {
             "the rest of a snapshot",
             "does not know of it",
             "it counts a child that is not there",
-            "marked provisional",
             "lock files",
             "its log is not what was recorded",
             "its log is gone",

@@ -2,7 +2,6 @@
 //! Whether a store's books are right, and mending them.
 
 use super::Shared;
-use super::durability::committed_as;
 use super::meta::Meta;
 use super::owner::{LiveDrafts, purpose};
 use crate::store::Store as _;
@@ -35,7 +34,6 @@ impl Upkeep for super::Disk {
             let live = shared.live_drafts()?;
             audit.drafts()?;
             audit.snapshots(&live)?;
-            audit.marks()?;
         }
         audit.caches()?;
         for name in &audit.trash {
@@ -112,7 +110,7 @@ impl Audit<'_> {
         });
     }
 
-    /// The store must be locked alone for this and the next two.
+    /// The store must be locked alone for this and the next.
     fn drafts(&mut self) -> Result<(), Error> {
         let place = &self.shared.place;
         let mut dead = 0;
@@ -209,26 +207,6 @@ impl Audit<'_> {
                     let message = format!("it counts a child that is not there ({child})");
                     self.books(Some(*id), message, self.mend);
                 }
-            }
-        }
-        Ok(())
-    }
-
-    /// A mark says that something was committed and may not be on the disk yet.
-    fn marks(&mut self) -> Result<(), Error> {
-        let place = &self.shared.place;
-        for mark in place.names("provisional")? {
-            let (name, draft) = committed_as(&mark);
-            let there = match name.parse::<SnapshotId>() {
-                Ok(id) => place.exists(&format!("snapshots/{id}/meta"))?,
-                Err(_) => place.exists(&format!("caches/{name}"))?,
-            };
-            if !there && !place.exists(&format!("drafts/{draft}"))? {
-                if self.mend {
-                    place.unlink(&format!("provisional/{mark}"))?;
-                }
-                let message = format!("{name} is marked provisional and is not there");
-                self.books(None, message, self.mend);
             }
         }
         Ok(())

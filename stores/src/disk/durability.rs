@@ -198,7 +198,7 @@ impl Shared {
 }
 
 /// Splits a mark into what was committed, and the draft it was committed from.
-pub(super) fn committed_as(mark: &str) -> (&str, String) {
+fn committed_as(mark: &str) -> (&str, String) {
     let mut parts = mark.rsplitn(3, '.');
     let (number, owner) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
     let name = parts.next().unwrap_or(mark);

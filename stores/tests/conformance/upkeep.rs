@@ -126,7 +126,7 @@ fn a_cache_that_lost_its_content_is_emptied(fixture: &Fixture) {
     for entry in fs_err::read_dir(&cache).unwrap() {
         let layer = entry.unwrap();
         if layer.file_type().unwrap().is_dir() {
-            let aside = fixture.path().join("trash/aside");
+            let aside = fixture.path().join("trash").join(layer.file_name());
             fs_err::rename(layer.path(), aside).unwrap();
         }
     }
