@@ -107,6 +107,8 @@ pub(crate) enum Command {
     Df(Df),
     /// Run a command, or a shell, in the user namespace that rootless builds have
     Unshare(Unshare),
+    /// Look after stores: their state, their health, moving results between them
+    Store(Store),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Write the manual pages into a directory
@@ -209,6 +211,9 @@ pub(crate) struct Run {
     /// Run this step and those that stand on it again: a nested build's name, or a piece of one step's text
     #[arg(long, value_name = "STEP")]
     pub(crate) no_cache_from: Option<String>,
+    /// Record the digest of the result and of all that it stands on, which obuild store check else does later
+    #[arg(long)]
+    pub(crate) record_digests: bool,
     /// Keep the tree of a step that fails, for obuild shell
     #[arg(long)]
     pub(crate) keep_failed: bool,
@@ -410,6 +415,90 @@ pub(crate) struct Unshare {
     /// The command [default: the user's shell]
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+/// `obuild store`.
+#[derive(Debug, Args)]
+pub(crate) struct Store {
+    #[command(subcommand)]
+    pub(crate) command: StoreCommand,
+}
+
+/// The subcommands of `obuild store`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Tell what the store is, what it can do, and how it is
+    Info(StoreInfo),
+    /// Verify every snapshot against its recorded digest, and put the books right
+    Check(StoreCheck),
+    /// Copy results from one store to another, of any kinds
+    Copy(StoreCopy),
+}
+
+/// `obuild store info`.
+#[derive(Debug, Args)]
+pub(crate) struct StoreInfo {
+    /// Measure what has not been measured yet, and the caches; can take long
+    #[arg(long)]
+    pub(crate) sizes: bool,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// `obuild store check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 the store is healthy, 1 damage was found (also if it was removed), 3 the check could not be done.\n\n\
+Builds may go on meanwhile. A snapshot without a recorded digest is read, and its digest recorded."
+)]
+pub(crate) struct StoreCheck {
+    /// Look at the books only, and read no snapshot
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Remove damaged snapshots, with what stands on them, so that the next build makes them again
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) repair: bool,
+    /// Change nothing, not even wrong books, and record nothing
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    /// How many chains of snapshots are read at once [default: the number of processors]
+    #[arg(short, long, value_name = "N")]
+    pub(crate) jobs: Option<usize>,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// `obuild store copy`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["ids", "all"]))]
+#[command(
+    after_help = "Exit status: 0 everything was copied, 1 something was damaged and left out, 3 the copy could not be done.\n\n\
+Both stores may be in use. A copy that was interrupted is taken up where it ended."
+)]
+pub(crate) struct StoreCopy {
+    /// The store to copy from
+    #[arg(value_name = "FROM")]
+    pub(crate) from: String,
+    /// The store to copy to; made if there is none
+    #[arg(value_name = "TO")]
+    pub(crate) to: String,
+    /// Ids of steps, or their beginnings: copied with all that they stand on
+    #[arg(value_name = "ID")]
+    pub(crate) ids: Vec<String>,
+    /// Copy every step
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Also copy the caches that the new store does not have
+    #[arg(long)]
+    pub(crate) caches: bool,
+    /// How many chains of snapshots are copied at once [default: the number of processors]
+    #[arg(short, long, value_name = "N")]
+    pub(crate) jobs: Option<usize>,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
 }
 
 /// `obuild completions`.

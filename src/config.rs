@@ -25,6 +25,7 @@ pub(crate) struct Config {
     pub(crate) pids_limit: Option<u64>,
     pub(crate) timeout: Option<String>,
     pub(crate) progress: Option<ProgressKind>,
+    pub(crate) record_digests: Option<bool>,
 }
 
 impl Config {
@@ -52,7 +53,7 @@ impl Config {
         let Some(text) = global.store.as_deref().or(self.store.as_deref()) else {
             return Ok(obuild_stores::best(&default_store()?));
         };
-        Ok(absolute(text)?.parse()?)
+        parse_store(text)
     }
 
     /// Returns how to open the store at `url`. What the file says of rsync stores is no matter for other kinds.
@@ -70,6 +71,11 @@ impl Config {
             ..Options::default()
         }
     }
+}
+
+/// Parses a store's URL, whose path may be relative.
+pub(crate) fn parse_store(text: &str) -> Result<StoreUrl> {
+    Ok(absolute(text)?.parse()?)
 }
 
 /// Makes the path in a store's URL absolute, so that `--store overlay:./store` works.

@@ -79,6 +79,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Prune(options) => commands::prune::run(global, options),
         Command::Df(options) => commands::df::run(global, options),
         Command::Unshare(options) => commands::unshare::run(options),
+        Command::Store(options) => commands::store::run(global, &options.command),
         Command::Completions(options) => commands::completions::run(options),
         Command::Man(options) => commands::man::run(options),
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Mutex;
 
 /// The schema's version, in `PRAGMA user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// How long to wait for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,16 +47,30 @@ CREATE TABLE IF NOT EXISTS memos(
   content BLOB NOT NULL,         -- remembered digests
   used INTEGER NOT NULL
 ) STRICT;
-PRAGMA user_version = 1;
+CREATE TABLE IF NOT EXISTS digests(
+  id TEXT PRIMARY KEY,           -- a snapshot,
+  tree BLOB NOT NULL,            -- what `Listing::digest` said of its tree,
+  log BLOB NOT NULL,             -- the SHA-256 of its log, empty if there was none,
+  recorded INTEGER NOT NULL      -- and when that was, in milliseconds since 1970
+) STRICT;
+PRAGMA user_version = 2;
 ";
 
 /// The database of one store.
 #[derive(Debug)]
 pub(crate) struct Database {
     path: PathBuf,
-    /// Which file it was when it was opened: device and inode.
-    file: Option<(u64, u64)>,
-    connection: Mutex<SqliteConnection>,
+    pub(crate) connection: Mutex<SqliteConnection>,
+    file: std::sync::Mutex<File>,
+}
+
+/// What is known of the file.
+#[derive(Debug)]
+struct File {
+    /// Which it was when it was opened: device and inode.
+    identity: Option<(u64, u64)>,
+    /// Where a damaged one was put.
+    aside: Option<PathBuf>,
 }
 
 /// Returns milliseconds since 1970.
@@ -90,8 +104,10 @@ impl Database {
         };
         match opened {
             Err(Error::Database { source, .. }) if is_damaged(&source) => {
-                put_aside(path);
-                Self::try_open(path).await
+                let aside = put_aside(path);
+                let opened = Self::try_open(path).await?;
+                opened.file().aside = Some(aside);
+                Ok(opened)
             }
             other => other,
         }
@@ -135,15 +151,45 @@ impl Database {
         }
         Ok(Self {
             path: path.to_owned(),
-            file: identity(path),
+            file: std::sync::Mutex::new(File {
+                identity: identity(path),
+                aside: None,
+            }),
             connection: Mutex::new(connection),
         })
     }
 
-    fn fail(&self, source: sqlx::Error) -> Error {
-        // Damage may show late. Another process may have put the file aside by now.
-        if is_damaged(&source) && self.file.is_some() && identity(&self.path) == self.file {
-            put_aside(&self.path);
+    /// Begins an empty file, after the old one was put aside. Returns where that is.
+    pub(crate) async fn replace(&self) -> Result<PathBuf, Error> {
+        let mut connection = self.connection.lock().await;
+        let aside = self.set_aside().unwrap_or_else(|| self.path.clone());
+        *connection = Self::try_open(&self.path).await?.connection.into_inner();
+        self.file().identity = identity(&self.path);
+        Ok(aside)
+    }
+
+    fn file(&self) -> std::sync::MutexGuard<'_, File> {
+        self.file.lock().expect("no holder of this lock panics")
+    }
+
+    /// Returns where a damaged file was put, if one was since the database was opened.
+    pub(crate) fn aside(&self) -> Option<PathBuf> {
+        self.file().aside.clone()
+    }
+
+    /// Puts the file aside, unless another process has done so. Returns where it is, if this one has.
+    fn set_aside(&self) -> Option<PathBuf> {
+        let mut file = self.file();
+        if file.identity.is_some() && identity(&self.path) == file.identity {
+            file.aside = Some(put_aside(&self.path));
+        }
+        file.aside.clone()
+    }
+
+    pub(crate) fn fail(&self, source: sqlx::Error) -> Error {
+        // Damage may show late.
+        if is_damaged(&source) {
+            self.set_aside();
         }
         Error::Database {
             path: self.path.clone(),
@@ -155,6 +201,13 @@ impl Database {
     pub(crate) async fn record(&self, steps: &[StepRecord]) -> Result<(), Error> {
         let mut connection = self.connection.lock().await;
         let mut transaction = connection.begin().await.map_err(|e| self.fail(e))?;
+        // What was recorded of an earlier snapshot of the same id is not of this one.
+        let ids: Vec<SnapshotId> = steps.iter().map(|step| step.id).collect();
+        sqlx::query("DELETE FROM digests WHERE id IN (SELECT value FROM json_each(?))")
+            .bind(id_list(&ids))
+            .execute(&mut *transaction)
+            .await
+            .map_err(|e| self.fail(e))?;
         for step in steps {
             sqlx::query(
                 "INSERT OR REPLACE INTO steps(id, step, parent, kind, heading, created, used, duration) \
@@ -247,6 +300,8 @@ impl Database {
         for statement in [
             "DELETE FROM steps WHERE id IN (SELECT value FROM json_each(?))",
             "DELETE FROM overrides WHERE id IN (SELECT value FROM json_each(?))",
+            "DELETE FROM digests WHERE id IN (SELECT value FROM json_each(?))",
+            "DELETE FROM tree_digests WHERE source IN (SELECT value FROM json_each(?))",
         ] {
             sqlx::query(statement)
                 .bind(&list)
@@ -351,8 +406,8 @@ impl Database {
     }
 }
 
-/// Gives a damaged database another name, so that the next to open it begins a new one.
-fn put_aside(path: &Path) {
+/// Gives a damaged database another name, so that the next to open it begins a new one. Returns that name.
+fn put_aside(path: &Path) -> PathBuf {
     let aside = path.with_extension(format!("damaged-{}", milliseconds(SystemTime::now())));
     tracing::warn!(path = %path.display(), aside = %aside.display(), "the database is damaged; starting a new one");
     for suffix in ["", "-wal", "-shm"] {
@@ -364,6 +419,7 @@ fn put_aside(path: &Path) {
         // A missing -wal or -shm is the normal case.
         let _ = fs_err::rename(with(path), with(&aside));
     }
+    aside
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
@@ -373,7 +429,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Writes ids as a JSON array, for `json_each`.
-fn id_list(ids: &[SnapshotId]) -> String {
+pub(crate) fn id_list(ids: &[SnapshotId]) -> String {
     let ids: serde_json::Value = ids.iter().map(ToString::to_string).collect();
     ids.to_string()
 }
@@ -384,7 +440,7 @@ fn is_busy(error: &sqlx::Error) -> bool {
 }
 
 /// Returns whether the file is no usable database (`SQLITE_CORRUPT` 11, `SQLITE_NOTADB` 26).
-fn is_damaged(error: &sqlx::Error) -> bool {
+pub(crate) fn is_damaged(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(11 | 26))
 }
 

@@ -78,6 +78,24 @@ pub enum Error {
     /// The store failed.
     #[error("the store failed")]
     Store(#[source] obuild_stores::Error),
+    /// A snapshot's tree could not be read, or its copy not written.
+    #[error("the tree of {id} failed")]
+    Tree {
+        /// The snapshot.
+        id: String,
+        /// Why.
+        #[source]
+        source: obuild_images::tree::TreeError,
+    },
+    /// A cache could not be copied.
+    #[error("the cache {name:?} could not be copied")]
+    Cache {
+        /// The cache.
+        name: String,
+        /// Why.
+        #[source]
+        source: obuild_images::tree::TreeError,
+    },
     /// The sandbox could not run the step.
     #[error("{heading}")]
     Sandbox {
@@ -168,6 +186,8 @@ impl Error {
             },
             Self::Store(_)
             | Self::Unmapped(_)
+            | Self::Tree { .. }
+            | Self::Cache { .. }
             | Self::Io { .. }
             | Self::Database { .. }
             | Self::NewerDatabase { .. } => Kind::Host,
@@ -207,7 +227,7 @@ fn is_of_the_host(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// Joins an error's message with those of its causes.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -17,6 +17,7 @@ mod log;
 mod maintenance;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 mod users;
 
 pub use build::{BuildResult, NoCache};
@@ -24,6 +25,8 @@ pub use error::{Error, Kind};
 pub use events::{Event, EventSender, Outcome};
 pub use job::sandbox_rootfs;
 pub use maintenance::{PruneOptions, Pruned, Usage};
+pub use obuild_stores::{Finding, FindingKind};
+pub use upkeep::{CheckOptions, CheckReport, CopyOptions, CopyReport, Health, Progress, StoreInfo};
 
 use bstr::BString;
 use database::Database;

@@ -86,6 +86,26 @@ impl Drop for StepLock {
     }
 }
 
+/// Counts the files in the locks' directory that nobody holds; removes them if asked to.
+pub(crate) fn stale(directory: &Path, remove: bool) -> Result<usize, Error> {
+    let mut stale = 0;
+    for entry in fs_err::read_dir(directory).map_err(io("list", directory))? {
+        let path = entry.map_err(io("list", directory))?.path();
+        // One that is gone by now was given back.
+        let Ok(file) = fs_err::File::open(&path) else {
+            continue;
+        };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            stale += 1;
+            if remove {
+                // Whoever has opened it meanwhile sees that it is gone, and makes another.
+                let _ = fs_err::remove_file(&path);
+            }
+        }
+    }
+    Ok(stale)
+}
+
 /// The snapshots that a build counts on; nothing removes them while it lives.
 #[derive(Debug)]
 pub(crate) struct Lease {

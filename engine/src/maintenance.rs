@@ -349,7 +349,7 @@ impl Engine {
         Ok(steps)
     }
 
-    fn remove_log(&self, id: SnapshotId) {
+    pub(crate) fn remove_log(&self, id: SnapshotId) {
         // A base has no log, and a log that stays is removed by a later prune.
         let _ = fs_err::remove_file(self.log_path(id));
     }

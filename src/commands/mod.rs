@@ -18,6 +18,7 @@ pub(crate) mod prune;
 pub(crate) mod run;
 pub(crate) mod shell;
 pub(crate) mod unshare;
+pub(crate) mod store;
 
 use crate::cli::{Global, SandboxKind, SandboxOptions};
 use crate::config::Config;

@@ -72,7 +72,14 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
             no_cache,
             replay: matches!(kind, ProgressKind::Plain | ProgressKind::Json),
         };
-        build(&engine, plan, bases, settings, kind, colour, cancel).await
+        let record = options.record_digests || config.record_digests.unwrap_or(false);
+        let result = build(&engine, plan, bases, settings, kind, colour, cancel.clone()).await?;
+        if record {
+            engine
+                .record_digests(vec![result.snapshot], &cancel)
+                .await?;
+        }
+        anyhow::Ok(result)
     })?;
     print(format!("{}\n", result.snapshot))
 }
@@ -95,7 +102,7 @@ async fn build(
 }
 
 /// Cancels on Ctrl-C, SIGTERM and when the terminal goes away.
-fn watch_signals(cancel: &CancellationToken) -> Result<()> {
+pub(crate) fn watch_signals(cancel: &CancellationToken) -> Result<()> {
     let watch = |kind| {
         signal(kind).map_err(|error| Failure::host(format!("cannot watch for signals: {error}")))
     };

@@ -2,6 +2,7 @@
 //! The seam: what every snapshot store does and promises.
 
 use crate::draft::Guard;
+use crate::upkeep::Upkeep;
 use crate::{Draft, Error, Rootfs, SnapshotId};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -93,6 +94,11 @@ pub trait Store: Send + Sync {
     /// Removes what dead processes left behind and finishes postponed deletions. `open` calls it when
     /// there is anything to do.
     fn sweep(&self) -> Result<(), Error>;
+
+    /// Returns what can tell of the store's own books and mend them; `None` for a store that keeps none of its own.
+    fn upkeep(&self) -> Option<&dyn Upkeep> {
+        None
+    }
 }
 
 /// A committed, immutable tree.
@@ -102,7 +108,8 @@ pub struct Snapshot {
     pub id: SnapshotId,
     /// The snapshot that it was made from.
     pub parent: Option<SnapshotId>,
-    /// How to read its tree; an overlay recipe here has no `upper`.
+    /// How to read its tree; an overlay recipe here has no `upper`. If it has one layer more than the parent's recipe on
+    /// the same layers, that is what the snapshot changed.
     pub rootfs: Rootfs,
 }
 

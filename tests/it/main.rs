@@ -19,3 +19,4 @@ mod rootless;
 mod secrets;
 mod sharing;
 mod users;
+mod store;

@@ -216,3 +216,34 @@ pub enum ExportError {
     #[error("cannot write the archive")]
     Write(#[source] io::Error),
 }
+
+/// Why a tree could not be taken down, or made into another.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TreeError {
+    /// The caller cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// Reading a tree failed.
+    #[error("cannot {action} {path:?} in the tree")]
+    Read {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which path below the tree's root.
+        path: BString,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Writing a tree failed. A full disk is a `source` of kind `StorageFull`.
+    #[error("cannot {action} {path:?} in the new tree")]
+    Write {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which path below the tree's root.
+        path: BString,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}

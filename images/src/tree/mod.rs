@@ -9,14 +9,18 @@
 //! step must run, a [`copy`] of the resulting [`Manifest`] onto the draft's tree. The rules are OBuilder's
 //! (614c8ac `lib/manifest.ml`, `lib/tar_transfer.ml`) without its losses: see `docs/decisions/0003-copy-modes.md`.
 
+mod apply;
 mod copy;
 mod crew;
+mod cursor;
 mod data;
 mod destination;
+mod diff;
 mod error;
 mod export_dir;
 mod export_tar;
 mod ladder;
+mod listing;
 mod manifest;
 mod memo;
 mod scan;
@@ -26,10 +30,13 @@ mod tests;
 mod walk;
 mod xattr;
 
+pub use apply::{Applied, apply};
 pub use copy::{CopyRequest, CopyStats, copy};
-pub use error::{CopyError, ExportError, ScanError};
+pub use diff::{Change, ChangeKind, diff};
+pub use error::{CopyError, ExportError, ScanError, TreeError};
 pub use export_dir::{ExportStats, Progress, export_dir};
 pub use export_tar::export_tar;
+pub use listing::{Content, ListOptions, Listing, Node, Reading, list, list_layer, order};
 pub use manifest::Manifest;
 pub use memo::DigestMemo;
 pub use scan::{ScanRequest, scan};

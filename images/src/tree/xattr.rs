@@ -3,7 +3,10 @@
 
 use bstr::BString;
 use rustix::buffer::spare_capacity;
-use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr, lgetxattr, llistxattr, lsetxattr};
+use rustix::fs::{
+    XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, lgetxattr, llistxattr,
+    lremovexattr, lsetxattr,
+};
 use rustix::io::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -95,4 +98,12 @@ pub(crate) fn write(owner: Owner<'_>, attributes: &[(BString, BString)]) -> Resu
         }
     }
     Ok(())
+}
+
+/// Removes an attribute.
+pub(crate) fn remove(owner: Owner<'_>, name: &[u8]) -> Result<(), Errno> {
+    match owner {
+        Owner::Open(fd) => fremovexattr(fd, name),
+        Owner::Named(directory, file) => lremovexattr(proc_path(directory, file), name),
+    }
 }

@@ -402,6 +402,26 @@ impl Shared {
         Ok(())
     }
 
+    /// Returns caches that cannot be leased, with the layer that is missing.
+    pub(super) fn broken_caches(&self) -> Result<Vec<(Vec<u8>, String)>, Error> {
+        let mut broken = Vec::new();
+        for cache in self.place.names("caches")? {
+            let Some(_lock) = self.lock_cache(&cache, false)? else {
+                continue;
+            };
+            let Some(current) = self.current(&cache)? else {
+                continue;
+            };
+            for layer in layer_paths(&cache, &current.layers) {
+                if !self.place.exists(&layer)? {
+                    broken.push((current.name, layer));
+                    break;
+                }
+            }
+        }
+        Ok(broken)
+    }
+
     pub(super) fn caches(&self) -> Result<Vec<(Vec<u8>, u64)>, Error> {
         let mut all = Vec::new();
         for cache in self.place.names("caches")? {

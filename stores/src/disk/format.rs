@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const FILE: &str = "obuild-store";
 /// The newest format that this program reads and writes.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// Only root may enter these: trees hold set-uid programs of any age, which nobody on the host should run.
 const PRIVATE: [&str; 5] = ["snapshots", "drafts", "provisional", "caches", "trash"];

@@ -53,6 +53,11 @@ impl Layer {
         }
     }
 
+    /// Returns the snapshot that it is a directory of.
+    pub(crate) fn snapshot(self) -> SnapshotId {
+        self.id
+    }
+
     fn name(self) -> String {
         format!("{}/{}", self.id, if self.merged { "merged" } else { "fs" })
     }

@@ -21,6 +21,7 @@
 //! so that a parent cannot go while a child starts from it. A directory in `snapshots` without `meta` is no snapshot but the
 //! rest of one. Nothing on the way of a step reads a directory.
 
+mod audit;
 mod cache_name;
 mod caches;
 mod durability;
@@ -34,6 +35,7 @@ use crate::draft::Draft;
 use crate::place::{Lock, Place};
 use crate::store::{CacheLease, Options, Snapshot, Space, Store, StoreUrl};
 use crate::trees::Trees;
+use crate::upkeep::Upkeep;
 use crate::{Error, SnapshotId};
 pub(crate) use owner::unique_name;
 use owner::{Owner, purpose};
@@ -177,10 +179,12 @@ impl Store for Disk {
         let mut all = Vec::new();
         for name in self.shared.place.names("snapshots")? {
             // Another process may have removed it since.
-            if let Ok(id) = name.parse()
-                && let Some(meta) = self.shared.meta(id)?
-            {
-                all.push((id, meta.parent));
+            let Ok(id) = name.parse() else { continue };
+            match self.shared.meta(id) {
+                Ok(Some(meta)) => all.push((id, meta.parent)),
+                Ok(None) => {}
+                // One that cannot be read must not hide the others; `audit` tells of it.
+                Err(error) => tracing::warn!(%error, %id, "a snapshot is damaged"),
             }
         }
         Ok(all)
@@ -226,5 +230,9 @@ impl Store for Disk {
     fn sweep(&self) -> Result<(), Error> {
         self.shared.sweep()?;
         self.shared.sweep_rests()
+    }
+
+    fn upkeep(&self) -> Option<&dyn Upkeep> {
+        Some(self)
     }
 }

@@ -16,6 +16,7 @@ mod snapshots;
 mod subject;
 mod trees;
 mod zfs;
+mod upkeep;
 
 /// Runs test functions against `all` kinds of store, or against the `persistent` ones: all but the one for tests.
 macro_rules! suite {

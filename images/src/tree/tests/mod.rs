@@ -4,6 +4,7 @@
 mod copying;
 mod exporting;
 mod hostile;
+mod listing;
 mod properties;
 mod scanning;
 
