@@ -2,7 +2,7 @@
 //! Looking after stores: telling their state, verifying what they hold, moving results between them.
 //!
 //! Every snapshot can have a *recorded digest*: what [`Listing::digest`] says of its tree, kept in the database. A check and a copy record it,
-//! and so does a build that is asked to (`docs/decisions/0007-recorded-digests.md` says why the others do not).
+//! and so does a build that is asked to (`docs/decisions/0010-recorded-digests.md` says why the others do not).
 
 mod books;
 mod check;
