@@ -17,8 +17,8 @@ pub(crate) mod man;
 pub(crate) mod prune;
 pub(crate) mod run;
 pub(crate) mod shell;
-pub(crate) mod unshare;
 pub(crate) mod store;
+pub(crate) mod unshare;
 
 use crate::cli::{Global, SandboxKind, SandboxOptions};
 use crate::config::Config;

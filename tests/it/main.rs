@@ -18,5 +18,5 @@ mod harness;
 mod rootless;
 mod secrets;
 mod sharing;
-mod users;
 mod store;
+mod users;

@@ -90,6 +90,7 @@ fn layers(rootfs: &Rootfs) -> &[std::path::PathBuf] {
     match rootfs {
         Rootfs::Directory(path) => std::slice::from_ref(path),
         Rootfs::Overlay(mount) => &mount.lower,
+        Rootfs::Dataset(_) => &[],
     }
 }
 

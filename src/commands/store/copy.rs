@@ -60,6 +60,7 @@ fn open(url: &StoreUrl, global: &Global, config: &Config) -> Result<Arc<Engine>>
     how.rsync_mode = how.rsync_mode.filter(|_| url.kind == Kind::Rsync);
     let store = obuild_stores::open(url, &how)?;
     let none = SandboxOptions {
+        build_users: Vec::new(),
         sandbox: None,
         runtime: None,
     };

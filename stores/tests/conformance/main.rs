@@ -15,8 +15,8 @@ mod processes;
 mod snapshots;
 mod subject;
 mod trees;
-mod zfs;
 mod upkeep;
+mod zfs;
 
 /// Runs test functions against `all` kinds of store, or against the `persistent` ones: all but the one for tests.
 macro_rules! suite {
