@@ -6,5 +6,6 @@
 
 pub mod cache;
 mod checksum;
+pub mod fetch;
 
 pub use checksum::{Algorithm, BadChecksum, Checksum};

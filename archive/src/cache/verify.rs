@@ -233,7 +233,7 @@ mod tests {
         let named = HashSet::from([kept.all()[1].clone()]);
         let mut unnamed = BTreeMap::new();
         let now = SystemTime::now();
-        let day = Duration::from_secs(86400);
+        let day = Duration::from_hours(24);
         let mut collect = |now, dry_run| {
             cache
                 .gc(&named, &mut unnamed, day, now, dry_run)
