@@ -7,5 +7,6 @@
 pub mod cache;
 mod checksum;
 pub mod fetch;
+pub mod state;
 
 pub use checksum::{Algorithm, BadChecksum, Checksum};

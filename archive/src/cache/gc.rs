@@ -3,10 +3,12 @@
 
 use super::{Cache, CacheError};
 use crate::Checksum;
+use crate::state::Unix;
 use fs_err as fs;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 /// An archive that no package names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +18,7 @@ pub struct Garbage {
     /// How long it is.
     pub size: u64,
     /// Since when nobody has named it, as far as is known.
-    pub since: SystemTime,
+    pub since: Unix,
 }
 
 /// What a collection found.
@@ -40,9 +42,9 @@ impl Cache {
     pub fn gc(
         &self,
         named: &HashSet<Checksum>,
-        unnamed: &mut BTreeMap<String, SystemTime>,
+        unnamed: &mut BTreeMap<String, Unix>,
         grace: Duration,
-        now: SystemTime,
+        now: Unix,
         dry_run: bool,
     ) -> Result<Collected, CacheError> {
         let mut collected = Collected::default();
@@ -65,7 +67,7 @@ impl Cache {
                 size: entry.size,
                 since,
             };
-            let waited = now.duration_since(since).unwrap_or_default();
+            let waited = Duration::from_secs(now.saturating_sub(since));
             if waited < grace {
                 still.insert(name.to_string(), since);
                 collected.waiting.push(garbage);
@@ -89,7 +91,7 @@ impl Cache {
     fn empty_quarantine(
         &self,
         grace: Duration,
-        now: SystemTime,
+        now: Unix,
         dry_run: bool,
     ) -> Result<u64, CacheError> {
         let mut left = 0;
@@ -97,12 +99,8 @@ impl Cache {
             let path = entry.map_err(CacheError::Directory)?.path();
             let metadata = fs::symlink_metadata(&path).map_err(CacheError::Read)?;
             // A rename sets the time of the last change of the inode, not that of the contents.
-            let moved = {
-                use std::os::unix::fs::MetadataExt;
-                let seconds = u64::try_from(metadata.ctime()).unwrap_or(0);
-                SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-            };
-            if now.duration_since(moved).unwrap_or_default() >= grace {
+            let moved = Unix::try_from(metadata.ctime()).unwrap_or(0);
+            if Duration::from_secs(now.saturating_sub(moved)) >= grace {
                 if !dry_run {
                     remove(&path)?;
                 }

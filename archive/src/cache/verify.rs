@@ -186,7 +186,7 @@ pub(super) fn hash_file(
 mod tests {
     use super::*;
     use std::collections::{BTreeMap, HashSet};
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     fn put(cache: &Cache, data: &[u8]) -> Hashes {
         let mut incoming = cache.receive(false).expect("a file");
@@ -232,8 +232,8 @@ mod tests {
         let (kept, old) = (put(&cache, b"kept"), put(&cache, b"old"));
         let named = HashSet::from([kept.all()[1].clone()]);
         let mut unnamed = BTreeMap::new();
-        let now = SystemTime::now();
-        let day = Duration::from_hours(24);
+        let now = crate::state::now();
+        let (day, half) = (86_400, 43_200);
         let mut collect = |now, dry_run| {
             cache
                 .gc(&named, &mut unnamed, day, now, dry_run)
@@ -244,7 +244,7 @@ mod tests {
             (first.removed.len(), first.waiting.len(), first.kept),
             (0, 1, 1)
         );
-        assert_eq!(collect(now + day / 2, false).removed, []);
+        assert_eq!(collect(now + half, false).removed, []);
         let dry = collect(now + day, true);
         assert_eq!(dry.removed[0].name, *old.strongest());
         assert_eq!((dry.removed[0].size, dry.removed[0].since), (3, now));

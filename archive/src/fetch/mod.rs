@@ -12,6 +12,7 @@ mod local;
 mod wait;
 
 pub use error::FetchError;
+pub(crate) use wait::back_off;
 
 use crate::cache::{Cache, Counters, Finished};
 use hosts::Hosts;
