@@ -7,6 +7,7 @@
 pub mod cache;
 mod checksum;
 pub mod fetch;
+pub mod opam;
 pub mod state;
 
 pub use checksum::{Algorithm, BadChecksum, Checksum};
