@@ -33,14 +33,10 @@ impl Cache {
             return Vec::new();
         }
         if let Err(error) = self.sync() {
-            let text = error.to_string();
-            let again = || CacheError::Write(io::Error::other(text.clone()));
-            return files
-                .iter()
-                .skip(1)
-                .map(|_| Err(again()))
-                .chain([Err(error)])
-                .collect();
+            let kind = error.io().map_or(io::ErrorKind::Other, io::Error::kind);
+            let again = || CacheError::Write(io::Error::new(kind, "the disk was not written"));
+            let others = files.iter().skip(1).map(|_| Err(again()));
+            return std::iter::once(Err(error)).chain(others).collect();
         }
         files
             .into_iter()
@@ -223,7 +219,7 @@ impl Committer {
     ///
     /// # Cancel safety
     ///
-    /// The archive gets in all the same, or at the next start.
+    /// Once it was handed over the archive gets in all the same, or at the next start.
     pub async fn add(&self, mut file: Finished) -> Result<Added, CacheError> {
         file.keep()?;
         let (answer, answered) = oneshot::channel();

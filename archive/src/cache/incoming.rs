@@ -158,7 +158,12 @@ impl Cache {
         }
         let found = complete.len();
         for added in self.add(complete) {
-            added?;
+            match added {
+                // The process that died is not quite dead, and has put it in itself.
+                Err(CacheError::Link { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound => {}
+                added => drop(added?),
+            }
         }
         Ok(found)
     }

@@ -28,6 +28,7 @@ pub use import::{Import, Imported, Refused};
 pub use incoming::{Finished, Incoming};
 pub use lock::Lock;
 pub use verify::{Damaged, Verified};
+pub(crate) use walk::Entry;
 
 use crate::Checksum;
 use fs_err as fs;

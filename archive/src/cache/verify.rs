@@ -236,7 +236,7 @@ mod tests {
         let (day, half) = (86_400, 43_200);
         let mut collect = |now, dry_run| {
             cache
-                .gc(&named, &mut unnamed, day, now, dry_run)
+                .gc(&named, &mut unnamed, Duration::from_secs(day), now, dry_run)
                 .expect("it can be read")
         };
         let first = collect(now, false);

@@ -144,7 +144,8 @@ impl Fetcher {
         download: &mut Download,
     ) -> Result<(), FetchError> {
         let window = self.options.stall_timeout;
-        let enough = self.options.slowest * window.as_secs();
+        let milliseconds = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+        let enough = self.options.slowest.saturating_mul(milliseconds) / 1000;
         let mut end = Instant::now() + window;
         let (mut in_window, mut total) = (0, download.size());
         let mut gathered: Vec<Bytes> = Vec::new();

@@ -116,7 +116,7 @@ impl Fetcher {
         })
     }
 
-    /// Fetches what a URL leads to into a file beside the cache.
+    /// Fetches what a URL leads to into a file beside the cache. `trusted` URLs may be of local files in any case.
     ///
     /// # Cancel safety
     ///
@@ -124,6 +124,7 @@ impl Fetcher {
     pub async fn fetch(
         &self,
         url: &str,
+        trusted: bool,
         cache: &Cache,
         sha384: bool,
     ) -> Result<Fetched, FetchError> {
@@ -131,7 +132,9 @@ impl Fetcher {
         let fetched = async {
             match url.scheme() {
                 "http" | "https" => self.fetch_http(&url, cache, sha384).await,
-                "file" if self.options.files => self.fetch_file(&url, cache, sha384).await,
+                "file" if self.options.files || trusted => {
+                    self.fetch_file(&url, cache, sha384).await
+                }
                 "file" => Err(FetchError::FilesForbidden),
                 scheme => Err(FetchError::Scheme(scheme.to_owned())),
             }

@@ -62,7 +62,7 @@ impl FailureKind {
 }
 
 impl Failure {
-    /// Notes another failure after `before`, if that was for the same URLs.
+    /// Notes another failure, after the one `before`.
     pub(crate) fn after(
         before: Option<&Self>,
         kind: FailureKind,

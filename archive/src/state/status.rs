@@ -2,7 +2,7 @@
 //! What `obuild archive status` and the server's page show.
 
 use super::{Attempt, State, StateError, SyncRecord, Unix};
-use crate::cache::{Cache, CacheError};
+use crate::cache::{Cache, CacheError, Entry};
 use serde::Serialize;
 use std::path::Path;
 
@@ -87,6 +87,9 @@ impl Status {
         let state = State::read(directory)?;
         let table = state.read_table(directory).unwrap_or_default();
         let files = Cache::open(directory)?.walk()?.files;
+        let named = table.named();
+        let is_named = |file: &&Entry| file.names.iter().any(|name| named.contains(name));
+        let unnamed = (files.len() - files.iter().filter(is_named).count()) as u64;
         let mut missing: Vec<Missing> = state
             .failures
             .iter()
@@ -117,7 +120,7 @@ impl Status {
             declared: state.archives,
             archives: files.len() as u64,
             bytes: files.iter().map(|file| file.size).sum(),
-            unnamed: state.unnamed.len() as u64,
+            unnamed,
             missing,
             notes: notes.collect(),
             skipped: state.skipped,
