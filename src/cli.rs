@@ -109,6 +109,8 @@ pub(crate) enum Command {
     Unshare(Unshare),
     /// Look after stores: their state, their health, moving results between them
     Store(Store),
+    /// Keep the opam world's source archive and index
+    Archive(Archive),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Write the manual pages into a directory
@@ -497,6 +499,34 @@ pub(crate) struct StoreCopy {
     #[arg(short, long, value_name = "N")]
     pub(crate) jobs: Option<usize>,
     /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// `obuild archive`.
+#[derive(Debug, Args)]
+pub(crate) struct Archive {
+    #[command(subcommand)]
+    pub(crate) command: ArchiveCommand,
+}
+
+/// The subcommands of `obuild archive`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ArchiveCommand {
+    /// Report what is wrong in opam files: their syntax, and sources that cannot be kept or verified
+    Check(ArchiveCheck),
+}
+
+/// `obuild archive check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 nothing worse than warnings, 1 there are errors, 2 there is no such file or directory."
+)]
+pub(crate) struct ArchiveCheck {
+    /// opam files, and directories of them, such as a repository
+    #[arg(required = true, value_name = "REPO|FILE", value_hint = ValueHint::AnyPath)]
+    pub(crate) paths: Vec<PathBuf>,
+    /// How to report
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
 }

@@ -5,6 +5,7 @@
 //! (section "Repositories") and the behaviour of its releases 2.1 to 2.6. Nothing here reads the environment or prints.
 
 pub mod cache;
+pub mod check;
 mod checksum;
 pub mod fetch;
 pub mod opam;

@@ -29,6 +29,8 @@ pub(super) struct Parser<'a> {
     previous_end: usize,
     /// How many brackets, sections and prefixes are open.
     depth: usize,
+    /// The brackets of this field that are open, the innermost last.
+    open: Vec<(Bracket, Span)>,
     /// How many conditions of this field belong to what has one already: `a {b} {c}` nests, too.
     repeated_options: usize,
     /// The elements of the lists that are open, the innermost last.
@@ -47,6 +49,7 @@ impl<'a> Parser<'a> {
             span: Span::default(),
             previous_end: 0,
             depth: 0,
+            open: Vec::new(),
             repeated_options: 0,
             pending: Vec::new(),
             errors: Vec::new(),
@@ -121,7 +124,12 @@ impl<'a> Parser<'a> {
                 Token::Bad => {
                     self.take_mistakes();
                     self.advance();
-                    continue;
+                    // What else stands on that line goes with it, unless it makes sense by itself.
+                    let gap = self.previous_end..self.span.start;
+                    if matches!(self.token, Token::Ident(_)) || self.text[gap].contains(&b'\n') {
+                        continue;
+                    }
+                    Err(Stop)
                 }
                 Token::Close(_) => {
                     self.unexpected("none of its kind is open", None);
@@ -135,7 +143,9 @@ impl<'a> Parser<'a> {
             if read.is_err() {
                 self.pending.clear();
                 self.depth = depth;
-                if self.recover(start, open.is_some()) == Goes::Left {
+                let goes = self.recover(start, open.is_some());
+                self.open.clear();
+                if goes == Goes::Left {
                     return items;
                 }
             }
@@ -303,6 +313,7 @@ impl<'a> Parser<'a> {
     fn values(&mut self, bracket: Bracket) -> Result<Vec<Value<'a>>, Stop> {
         let open = self.span;
         self.deeper()?;
+        self.open.push((bracket, open));
         self.advance();
         let before = self.pending.len();
         loop {
@@ -320,14 +331,39 @@ impl<'a> Parser<'a> {
             }
         }
         self.depth -= 1;
+        self.open.pop();
         self.advance();
         Ok(self.pending.drain(before..).collect())
     }
 
-    /// Reads on elsewhere.
+    /// Reads on elsewhere, at the beginning of a line.
     pub(super) fn resume(&mut self, at: usize) {
+        self.blame(at);
         self.lexer.go_to(at);
         self.advance();
+    }
+
+    /// Says of the last mistake what it really was, if something new began at `line`, before it was noticed: that a bracket is not closed.
+    fn blame(&mut self, line: usize) {
+        let is_before = |open: &&(Bracket, Span)| open.1.start < line;
+        let Some((bracket, open)) = self.open.iter().rev().find(is_before).copied() else {
+            return;
+        };
+        let innermost = self.open.last().map(|(_, span)| *span);
+        if let Some(error) = self.errors.last_mut()
+            && error.span.start > line
+            && error.related.map(|(span, _)| span) == innermost
+        {
+            let (opening, closing) = bracket.pair();
+            let blanks = self.text[line..].iter().take_while(|byte| **byte == b' ');
+            let start = line + blanks.count();
+            *error = SyntaxError {
+                span: open,
+                place: place(self.text, open.start),
+                message: format!("this `{opening}` is not closed: `{closing}` is missing"),
+                related: Some((Span::new(start, start + 1), "something else begins here")),
+            };
+        }
     }
 
     /// Notes `opam-version` where it may not be: above 2.0 it must come first, and once (opam-file-format 2.1).

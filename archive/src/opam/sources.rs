@@ -162,6 +162,18 @@ impl ProblemKind {
         }
     }
 
+    /// Returns what to do about it.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::NoChecksum => Some("add `checksum: \"sha256=…\"`"),
+            Self::OnlyMd5 => Some("add a sha256 or sha512 checksum beside it"),
+            Self::BadChecksum(_) => Some("the other checksums of the source are used"),
+            Self::Vcs | Self::VcsWithChecksum => Some("name an archive of it if it is to be kept"),
+            Self::BadUrl => Some("blanks in URLs are written `%20`"),
+            _ => None,
+        }
+    }
+
     /// Returns how bad it is.
     pub fn severity(&self) -> Severity {
         match self {

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `obuild archive`: the opam world's source archive and index.
+
+mod check;
+
+use crate::cli::{ArchiveCommand, Global};
+use anyhow::Result;
+
+pub(crate) fn run(global: &Global, command: &ArchiveCommand) -> Result<()> {
+    match command {
+        ArchiveCommand::Check(options) => check::run(global, options),
+    }
+}
