@@ -123,7 +123,8 @@ async fn a_file_that_changes_or_a_wrong_range_begins_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_that_do_not_send_are_given_up() {
-    let bench = Bench::new();
+    let mut bench = Bench::new();
+    bench.options.attempts = 2;
     bench.server.put("/a", &data(100_000));
     for behaviour in [
         Behaviour::Stall(10),
