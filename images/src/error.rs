@@ -250,7 +250,7 @@ impl Error {
         Some(hint)
     }
 
-    pub(crate) fn registry(image: impl ToString, source: crate::registry::Error) -> Self {
+    pub(crate) fn registry(image: &impl ToString, source: crate::registry::Error) -> Self {
         match source {
             crate::registry::Error::Cancelled => Self::Cancelled,
             source => Self::Registry {

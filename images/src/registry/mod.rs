@@ -4,8 +4,10 @@
 //! [`Client`] is one process's view of all registries. Its calls block; inside, a small runtime of its own carries the transfers, so that
 //! several go on at once while a caller's thread unpacks. Nothing is read from the environment: [`ClientOptions`] says it all.
 
+mod answer;
 mod auth;
 mod blobs;
+mod connect;
 mod credentials;
 mod download;
 mod error;
@@ -13,10 +15,15 @@ mod http;
 mod known;
 mod name;
 mod pull;
+mod push;
 mod retry;
+mod upload;
 
 pub use error::Error;
 pub use name::ImageName;
+pub use push::{
+    BlobData, BlobSource, PushBlob, PushImage, PushManifest, PushProgress, PushReport, push,
+};
 
 pub(crate) use download::Download;
 
