@@ -12,6 +12,7 @@ mod digest;
 mod directory;
 mod error;
 mod import;
+mod layer;
 mod layout;
 mod lock;
 mod owners;
@@ -28,6 +29,10 @@ pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::{Error, ErrorKind};
 pub use import::{Progress, import};
+pub use layer::{
+    Compression, FIXED_TIME, LayerBlob, LayerError, LayerOptions, Times, forget_layers,
+    forget_layers_of, layer,
+};
 pub use reference::Reference;
 pub use resolve::{ResolveOptions, Resolved, Tools, resolve};
 pub use stamp::{FileDigests, FileStamp, NoDigests};
