@@ -166,6 +166,14 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The text is no name for an image.
+    #[error("{text:?} is no name for an image: {reason}")]
+    BadName {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A layer could not be made.
     #[error("cannot make a layer of {id}")]
     Layer {
@@ -216,6 +224,7 @@ impl Error {
             | Self::BadImage { .. }
             | Self::BadEnvironment { .. }
             | Self::NotMadeFrom { .. }
+            | Self::BadName { .. }
             | Self::Compression { .. } => ErrorKind::Usage,
             Self::MissingBlob { .. }
             | Self::Digest { .. }

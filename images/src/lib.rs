@@ -11,6 +11,7 @@ mod debootstrap;
 mod digest;
 mod directory;
 mod error;
+mod image;
 mod import;
 mod layer;
 mod layout;
@@ -28,6 +29,7 @@ pub use architecture::host_architecture;
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::{Error, ErrorKind};
+pub use image::{ArchiveFormat, Image, ImageLayer, ImageName, ImageRequest, remember_base};
 pub use import::{Progress, import};
 pub use layer::{
     Compression, FIXED_TIME, LayerBlob, LayerError, LayerOptions, Times, forget_layers,

@@ -11,6 +11,7 @@ mod keep;
 mod touched;
 mod write;
 pub use compress::Compression;
+pub(crate) use keep::blob_path;
 pub use keep::{forget_layers, forget_layers_of};
 
 use crate::tree::{Cancelled, ExportError, TreeError};

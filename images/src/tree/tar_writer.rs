@@ -168,6 +168,17 @@ impl<'a> TarWriter<'a> {
         self.pad(size)
     }
 
+    /// Has the content of an entry of this size written, and fills up its last block.
+    pub(crate) fn body<T>(
+        &mut self,
+        size: u64,
+        write: impl FnOnce(&mut dyn Write) -> T,
+    ) -> Result<T, ExportError> {
+        let written = write(self.writer);
+        self.pad(size)?;
+        Ok(written)
+    }
+
     /// Fills up the last block of something of this size.
     fn pad(&mut self, size: u64) -> Result<(), ExportError> {
         let missing = size.next_multiple_of(BLOCK as u64) - size;
