@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Writes an image as one tar archive: an OCI image layout, and for Docker the list that `docker load` reads besides.
 
-use super::{Image, ImageName, layout};
+use super::{Image, layout};
+use crate::registry::ImageName;
 use crate::tree::ExportError;
 use crate::tree::tar_writer::{Member, TarWriter};
 use crate::tree::xattr::Attributes;

@@ -2,7 +2,7 @@
 //! What is known of base images after they have become snapshots: `STATE/bases/ID`, one JSON document each.
 
 use crate::layer::LayerBlob;
-use crate::resolve::{Resolved, Source};
+use crate::resolve::{ChainLayer, Resolved, Source};
 use crate::{Compression, Digest, Error};
 use obuild_stores::{SnapshotId, Store};
 use serde::{Deserialize, Serialize};
@@ -28,24 +28,28 @@ struct LayerRecord {
     diff_id: String,
 }
 
+impl LayerRecord {
+    /// What is a part of an archive is no blob.
+    fn of(ChainLayer { id, layer }: &ChainLayer) -> Option<Self> {
+        Some(Self {
+            snapshot: id.to_string(),
+            path: layer.part.is_none().then(|| layer.path.clone())?,
+            digest: layer.digest?.to_string(),
+            size: layer.size,
+            diff_id: layer.diff_id.to_string(),
+        })
+    }
+}
+
 impl BaseRecord {
     fn of(resolved: &Resolved) -> Self {
         let layers = match &resolved.source {
-            Source::Layers(layers) => layers
-                .iter()
-                .map(|layer| LayerRecord {
-                    snapshot: layer.id.to_string(),
-                    path: layer.layer.path.clone(),
-                    digest: layer.layer.digest.to_string(),
-                    size: layer.layer.size,
-                    diff_id: layer.layer.diff_id.to_string(),
-                })
-                .collect(),
+            Source::Layers { layers, .. } => layers.iter().filter_map(LayerRecord::of).collect(),
             _ => Vec::new(),
         };
         Self {
             reference: resolved.reference.to_string(),
-            keeps_times: matches!(resolved.source, Source::Layers(_) | Source::Tar { .. }),
+            keeps_times: matches!(resolved.source, Source::Layers { .. } | Source::Tar { .. }),
             layers,
         }
     }

@@ -2,7 +2,8 @@
 //! Writes an image into an OCI image layout: OCI image-spec v1.1 image-layout.md.
 
 use super::document::MANIFEST;
-use super::{Image, ImageLayer, ImageName};
+use super::{Image, ImageLayer};
+use crate::registry::ImageName;
 use crate::layer::blob_path;
 use crate::{Digest, Error};
 use serde::{Deserialize, Serialize};
@@ -58,7 +59,7 @@ pub(super) fn index(
     let digest = image.digest().to_string();
     let tags: Vec<Option<&str>> = match names {
         [] => vec![None],
-        names => names.iter().map(|name| Some(name.tag())).collect(),
+        names => names.iter().map(ImageName::tag).collect(),
     };
     index.manifests.retain(|entry| {
         let tag = entry["annotations"][TAG].as_str();
@@ -68,7 +69,7 @@ pub(super) fn index(
         let mut annotations = BTreeMap::new();
         if let Some(name) = name {
             annotations.insert(NAME, name.to_string());
-            annotations.insert(TAG, name.tag().to_owned());
+            annotations.extend(name.tag().map(|tag| (TAG, tag.to_owned())));
         }
         serde_json::to_value(Entry {
             media_type: MANIFEST,

@@ -8,12 +8,10 @@ mod archive;
 mod bases;
 mod document;
 mod layout;
-mod name;
 
 pub use archive::ArchiveFormat;
 use bases::BaseRecord;
 pub use bases::remember_base;
-pub use name::ImageName;
 
 use crate::layer::{LayerBlob, LayerOptions, Times, layer};
 use crate::tree::Cancelled;
