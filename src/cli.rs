@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line's definition: help, completions and manual pages come from here.
 
+use crate::outputs::parse_compression;
 use crate::values::{parse_cpus, parse_duration, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use obuild_images::Compression;
 use obuild_images::Platform;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -100,7 +102,7 @@ pub(crate) enum Command {
     Inspect(Id),
     /// Run a command, or a shell, in a step's result; changes are thrown away
     Shell(Shell),
-    /// Copy a step's tree out of the store
+    /// Write a step's result as an image, or its tree
     Export(Export),
     /// Remove steps from the store
     Delete(Delete),
@@ -223,6 +225,8 @@ pub(crate) struct Run {
     /// Keep the tree of a step that fails, for obuild shell
     #[arg(long)]
     pub(crate) keep_failed: bool,
+    #[command(flatten)]
+    pub(crate) outputs: OutputOptions,
     /// How to tell what happens [default: auto]
     #[arg(long, value_name = "KIND", env = "OBUILD_PROGRESS")]
     pub(crate) progress: Option<ProgressKind>,
@@ -267,6 +271,48 @@ pub(crate) struct Pull {
 fn parse_platform(text: &str) -> Result<Platform, String> {
     text.parse()
         .map_err(|error: obuild_images::Error| error.to_string())
+}
+
+/// Where a result goes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Outputs")]
+pub(crate) struct OutputOptions {
+    /// Write the result: type=oci, docker, tar, local or image, with dest=PATH (- for standard output); a bare path is a directory
+    #[arg(short, long, value_name = "OUTPUT")]
+    pub(crate) output: Vec<String>,
+    /// Name the image
+    #[arg(short, long, value_name = "NAME[:TAG]")]
+    pub(crate) tag: Vec<String>,
+    /// Push the image to the registries of its names
+    #[arg(long)]
+    pub(crate) push: bool,
+    /// What becomes a layer of its own: each step, or the build as one
+    #[arg(long, value_name = "WHAT", default_value = "step")]
+    pub(crate) layers: Layers,
+    /// How layers are compressed: gzip, zstd or uncompressed, with a level after a colon (zstd:9) [default: gzip:6]
+    #[arg(long, value_name = "METHOD", value_parser = parse_compression)]
+    pub(crate) compression: Option<Compression>,
+    /// Change the image's configuration by a Dockerfile's instruction: 'CMD ["/bin/sh"]', 'USER 1000', 'ENV A=b', …
+    #[arg(long, value_name = "INSTRUCTION")]
+    pub(crate) change: Vec<String>,
+    /// Add an annotation to the image's manifest
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) annotation: Vec<String>,
+    /// Write the image's digests to a file, as JSON
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) metadata_file: Option<PathBuf>,
+    /// Write the image's id to a file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) iidfile: Option<PathBuf>,
+}
+
+/// What becomes a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Layers {
+    /// What each step changed
+    Step,
+    /// What the whole build changed
+    Build,
 }
 
 /// `obuild check`.
@@ -401,9 +447,11 @@ pub(crate) struct Shell {
 pub(crate) struct Export {
     /// A step's id, or its beginning
     pub(crate) id: String,
-    /// Where to: dir:PATH (new or empty), tar:FILE, or tar:- for standard output
+    /// Where the tree goes to: dir:PATH (new or empty), tar:FILE, or tar:- for standard output
     #[arg(long, value_name = "WHERE")]
-    pub(crate) to: String,
+    pub(crate) to: Option<String>,
+    #[command(flatten)]
+    pub(crate) outputs: OutputOptions,
 }
 
 /// `obuild delete`.

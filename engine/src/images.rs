@@ -83,7 +83,10 @@ impl Engine {
                 continue;
             };
             for entry in entries.flatten() {
-                let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
+                let id = entry
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse().ok());
                 let stays = match id {
                     Some(id) => self.store().get(id).map_err(Error::Store)?.is_some(),
                     None => false,

@@ -5,6 +5,7 @@ use super::{open_sandbox, open_store, parse_spec, print, read_spec, runtime};
 use crate::cli::{Global, ProgressKind, PullWhen, Run};
 use crate::config::{Config, proxies};
 use crate::failure::Failure;
+use crate::outputs::Outputs;
 use crate::progress;
 use crate::values::{parse_duration, parse_size};
 use anyhow::Result;
@@ -36,6 +37,8 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
         .collect::<Result<HashMap<_, _>>>()?;
     let limits = limits(options, &config)?;
     let kind = progress_kind(options.quiet, options.progress, &config);
+    let outputs = Outputs::parse(&options.outputs, None, kind == ProgressKind::Quiet)?;
+    let takes_stdout = outputs.takes_stdout();
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(&options.sandbox, &config, &*store)?;
     check_limits(&*sandbox, &limits)?;
@@ -76,8 +79,12 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
                 .record_digests(vec![result.snapshot], &cancel)
                 .await?;
         }
+        outputs.write(&engine, result.snapshot, &cancel).await?;
         anyhow::Ok(result)
     })?;
+    if takes_stdout {
+        return Ok(());
+    }
     print(format!("{}\n", result.snapshot))
 }
 

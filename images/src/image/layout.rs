@@ -3,8 +3,8 @@
 
 use super::document::MANIFEST;
 use super::{Image, ImageLayer};
-use crate::registry::ImageName;
 use crate::layer::blob_path;
+use crate::registry::ImageName;
 use crate::{Digest, Error};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
