@@ -33,6 +33,7 @@ pub use digest::Digest;
 pub use error::{Error, ErrorKind};
 pub use image::{ArchiveFormat, Image, ImageLayer, ImageRequest, remember_base};
 pub use import::{Progress, import};
+pub use layer::{Aspect, Difference, Member, Piece, differences};
 pub use layer::{
     Compression, FIXED_TIME, LayerBlob, LayerError, LayerOptions, Times, forget_layers,
     forget_layers_of, layer,

@@ -3,7 +3,7 @@
 
 use crate::layer::LayerBlob;
 use crate::resolve::{ChainLayer, Resolved, Source};
-use crate::{Compression, Digest, Error};
+use crate::{Compression, Digest, Error, Reference};
 use obuild_stores::{SnapshotId, Store};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read};
@@ -48,7 +48,16 @@ impl BaseRecord {
             _ => Vec::new(),
         };
         Self {
-            reference: resolved.reference.to_string(),
+            // Not where it was on this machine: images would differ by it.
+            reference: match &resolved.reference {
+                reference @ (Reference::Registry(_)
+                | Reference::Debootstrap(_)
+                | Reference::Scratch) => reference.to_string(),
+                local => {
+                    let text = local.to_string();
+                    text.split(':').next().unwrap_or_default().to_owned()
+                }
+            },
             keeps_times: matches!(resolved.source, Source::Layers { .. } | Source::Tar { .. }),
             layers,
         }

@@ -7,17 +7,22 @@
 
 mod changes;
 mod compress;
+mod content;
+mod explain;
 mod keep;
 mod touched;
 mod write;
 pub use compress::Compression;
+pub use content::{Member, Piece};
+use explain::explain;
+pub use explain::{Aspect, Difference};
 pub(crate) use keep::blob_path;
 pub use keep::{forget_layers, forget_layers_of};
 
 use crate::tree::{Cancelled, ExportError, TreeError};
 use crate::{Digest, Error};
 use bstr::BString;
-use obuild_stores::{SnapshotId, Store};
+use obuild_stores::{SnapshotId, Store, Touched};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -163,6 +168,39 @@ pub fn layer(
     keep::remember(store.state_dir(), since, snapshot, options, blob.as_ref())
         .map_err(|error| failed(LayerError::Write(error)))?;
     Ok(blob)
+}
+
+/// Returns where the tree of one snapshot differs from that of another, whatever they have to do with each other, as far as a layer
+/// with these times would tell it.
+pub fn differences(
+    store: &dyn Store,
+    one: SnapshotId,
+    other: SnapshotId,
+    times: Times,
+    cancelled: Cancelled<'_>,
+) -> Result<Vec<Difference>, Error> {
+    let open = |id: SnapshotId| {
+        let snapshot = store.get(id)?;
+        let snapshot = snapshot.ok_or(obuild_stores::Error::NoSuchSnapshot(id))?;
+        snapshot.rootfs.open()
+    };
+    let failed = |error: TreeError| match error {
+        TreeError::Cancelled => Error::Cancelled,
+        source => Error::Layer {
+            id: other.to_string(),
+            source: Box::new(source.into()),
+        },
+    };
+    let (one, there) = (open(one)?, open(other)?);
+    let found = changes::changes(
+        Some(one.as_fd()),
+        there.as_fd(),
+        &[Touched::Anything],
+        times,
+        cancelled,
+    )
+    .map_err(failed)?;
+    explain(&found.changes, one.as_fd(), there.as_fd(), times).map_err(failed)
 }
 
 #[cfg(test)]
