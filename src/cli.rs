@@ -258,8 +258,8 @@ pub(crate) struct Pull {
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = parse_platform)]
     pub(crate) platform: Option<Platform>,
     /// When to ask the registry what the tag means
-    #[arg(long, value_name = "WHEN", default_value = "always")]
-    pub(crate) pull: PullWhen,
+    #[arg(long = "pull", value_name = "WHEN", default_value = "always")]
+    pub(crate) when: PullWhen,
     /// How to tell what happens [default: auto]
     #[arg(long, value_name = "KIND", env = "OBUILD_PROGRESS")]
     pub(crate) progress: Option<ProgressKind>,

@@ -20,7 +20,7 @@ pub(crate) fn run(global: &Global, options: &Pull) -> Result<()> {
     let kind = progress_kind(options.quiet, options.progress, &config);
     let store = open_store(global, &config)?;
     let tools = Tools {
-        pull: pull(options.pull),
+        pull: pull(options.when),
         platform: options.platform.clone(),
         ..tools(&config, &*store)
     };

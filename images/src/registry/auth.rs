@@ -8,12 +8,13 @@ use super::credentials::{self, Credentials};
 use super::{Error, HostOptions};
 use serde::Deserialize;
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// How long a token lives that does not say (Token Authentication Specification, `expires_in`).
-const TOKEN_LIFE: Duration = Duration::from_secs(60);
+const TOKEN_LIFE: Duration = Duration::from_mins(1);
 /// How long before its end a token is not used any more.
 const MARGIN: Duration = Duration::from_secs(10);
 
@@ -200,7 +201,8 @@ pub(super) fn encode(pairs: &[(&str, &str)]) -> String {
             if byte.is_ascii_alphanumeric() || b"-._~/:,".contains(&byte) {
                 text.push(char::from(byte));
             } else {
-                text.push_str(&format!("%{byte:02X}"));
+                // Writing to a string cannot fail.
+                let _ = write!(text, "%{byte:02X}");
             }
         }
     }
@@ -246,12 +248,11 @@ fn split(header: &str) -> Vec<(String, Parameters)> {
         let after = after.trim_start();
         if let Some(value) = after.strip_prefix('=') {
             let value = value.trim_start();
-            let (value, after) = match value.strip_prefix('"') {
-                Some(quoted) => unquote(quoted),
-                None => {
-                    let end = value.find([',', ' ']).unwrap_or(value.len());
-                    (value[..end].to_owned(), &value[end..])
-                }
+            let (value, after) = if let Some(quoted) = value.strip_prefix('"') {
+                unquote(quoted)
+            } else {
+                let end = value.find([',', ' ']).unwrap_or(value.len());
+                (value[..end].to_owned(), &value[end..])
             };
             if let Some((_, parameters)) = challenges.last_mut() {
                 parameters.push((word.to_owned(), value));
@@ -361,7 +362,7 @@ mod tests {
         assert_eq!(token(r#"{"token":"a"}"#), Some(("a".into(), TOKEN_LIFE)));
         assert_eq!(
             token(r#"{"access_token":"b","expires_in":300}"#),
-            Some(("b".into(), Duration::from_secs(300)))
+            Some(("b".into(), Duration::from_mins(5)))
         );
         for bad in ["", "{}", r#"{"token":""}"#, r#"{"token":"a\r\nX: y"}"#] {
             assert_eq!(token(bad), None, "{bad}");

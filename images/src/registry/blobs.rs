@@ -57,8 +57,8 @@ impl Blobs {
 
     /// Keeps a small blob whose digest was checked.
     pub(super) fn put(&self, digest: Digest, bytes: &[u8]) -> Result<(), Error> {
-        let path = self.path(digest);
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        let path = self.path(digest);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let unfinished = self.partial_path(digest, &format!(".{}.{number}", std::process::id()))?;
         let write = || -> std::io::Result<()> {

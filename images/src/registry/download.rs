@@ -5,8 +5,9 @@
 //! and the end of the file only after that check: who has read to the end has read the right bytes.
 
 use super::Error;
+use super::answer::{broken, cut, shown, status_error};
 use super::blobs::{Blobs, Partial};
-use super::http::{Call, Transport, broken, cut, shown, status_error};
+use super::http::{Call, Transport};
 use super::retry::{Failure, Retry};
 use crate::digest::Digest;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
@@ -204,6 +205,22 @@ impl Read for Reader {
     }
 }
 
+/// Fetches a blob that nobody reads meanwhile.
+pub(super) async fn fetch(
+    transport: &Transport,
+    blobs: &Blobs,
+    wanted: &Wanted,
+) -> Result<(), Error> {
+    let shared = Shared::default();
+    let fetch = Fetch {
+        transport,
+        blobs,
+        wanted,
+        shared: &shared,
+    };
+    fetch.run().await
+}
+
 /// The work of one download.
 struct Fetch<'a> {
     transport: &'a Transport,
@@ -369,28 +386,7 @@ impl Fetch<'_> {
                 retry.progress();
             }
             let times = retry.failures() + 1;
-            let told = |error: Error| match error {
-                Error::Cut {
-                    method,
-                    url,
-                    reason,
-                    ..
-                } => Error::Cut {
-                    method,
-                    url,
-                    times,
-                    reason,
-                },
-                error => error,
-            };
-            let failure = match failure {
-                Failure::Transient { error, after } => Failure::Transient {
-                    error: told(error),
-                    after,
-                },
-                failure => failure,
-            };
-            retry.pause(failure).await?;
+            retry.pause(failure.told(times)).await?;
         }
     }
 

@@ -3,17 +3,22 @@
 //!
 //! Sources: OCI distribution-spec v1.1; RFC 9110 for redirections and `Retry-After`.
 
+use super::answer::{
+    Fetched, MAX_WORDS, authority, broken, cut, is_passing, message, read, shown, status_error,
+    words,
+};
 use super::auth::{
-    self, Auth, Challenge, TokenRequest, encode, is_allowed_realm, is_plain, parse_challenges,
+    Auth, Challenge, TokenRequest, encode, is_allowed_realm, is_plain, parse_challenges,
     parse_token,
 };
+use super::connect::connect;
 use super::credentials::Credentials;
 use super::name::api_host;
 use super::retry::{Failure, Retry, parse_retry_after};
 use super::{ClientOptions, Error};
 use bytes::Bytes;
 use reqwest::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+    AUTHORIZATION, CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use reqwest::{Body, Method, Response, StatusCode, Url};
 use std::collections::HashMap;
@@ -23,10 +28,6 @@ use std::time::{Duration, SystemTime};
 
 /// Redirections that are followed for one request.
 const MAX_REDIRECTIONS: usize = 10;
-/// Bytes that are read of an answer that is an error, or a token.
-const MAX_WORDS: usize = 64 << 10;
-/// How long a connection may take to come about.
-const CONNECT: Duration = Duration::from_secs(10);
 
 /// One request.
 #[derive(Clone, Debug)]
@@ -74,15 +75,6 @@ impl Call {
     }
 }
 
-/// A short answer.
-#[derive(Debug)]
-pub(super) struct Fetched {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Vec<u8>,
-    pub(super) url: String,
-}
-
 /// Connections to hosts, and what is known of them.
 pub(super) struct Transport {
     pub(super) options: ClientOptions,
@@ -128,30 +120,33 @@ impl Transport {
         })
     }
 
-    /// Sends a request until there is an answer; its status may be any but those that pass.
-    pub(super) async fn send(&self, call: &Call) -> Result<Response, Error> {
-        let mut retry = Retry::default();
-        loop {
-            match self.attempt(call, None).await {
-                Ok(response) => return Ok(response),
-                Err(failure) => retry.pause(failure).await?,
-            }
-        }
-    }
-
     /// Sends a request until there is a whole answer of no more than `limit` bytes.
     pub(super) async fn fetch(&self, call: &Call, limit: usize) -> Result<Fetched, Error> {
         let mut retry = Retry::default();
         loop {
-            let fetched = match self.attempt(call, None).await {
-                Ok(response) => read(call, response, limit).await,
-                Err(failure) => Err(failure),
-            };
+            let fetched = self.once(call, limit).await;
             match fetched {
                 Ok(fetched) => return Ok(fetched),
                 Err(failure) => retry.pause(failure).await?,
             }
         }
+    }
+
+    /// Sends a request once, and reads the answer.
+    pub(super) async fn once(&self, call: &Call, limit: usize) -> Result<Fetched, Failure> {
+        let response = self.attempt(call, None).await?;
+        read(call, response, limit).await
+    }
+
+    /// Sends a request with a body that can be sent only once, and reads the answer.
+    pub(super) async fn once_with(
+        &self,
+        call: &Call,
+        body: Body,
+        limit: usize,
+    ) -> Result<Fetched, Failure> {
+        let response = self.attempt(call, Some(body)).await?;
+        read(call, response, limit).await
     }
 
     /// Sends a request once, answering a challenge and following redirections. `body` goes instead of the call's own, and only once.
@@ -404,254 +399,9 @@ impl Transport {
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
-        let client = self.connect(url, &authority, streams)?;
+        let client = connect(&self.options, url, streams)?;
         clients.insert(key, client.clone());
         Ok(client)
-    }
-
-    fn connect(&self, url: &Url, authority: &str, streams: bool) -> Result<reqwest::Client, Error> {
-        let wrong = |reason: String| Error::Setup {
-            host: authority.to_owned(),
-            reason,
-        };
-        // Fails when it is installed already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("obuild/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .http2_adaptive_window(true)
-            .connect_timeout(CONNECT.min(self.options.timeout));
-        if !streams {
-            builder = builder.read_timeout(self.options.timeout);
-        }
-        if url.scheme() == "http" {
-            // Else the system's certificates would be read for nothing.
-            builder = builder.tls_certs_only([]);
-        } else if let Some(path) = self
-            .options
-            .hosts
-            .get(authority)
-            .and_then(|host| host.ca.as_ref())
-        {
-            let text = fs_err::read(path).map_err(|error| Error::io("read", path, error))?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&text)
-                .map_err(|error| wrong(format!("{} is no CA file: {error}", path.display())))?;
-            if certificates.is_empty() {
-                return Err(wrong(format!("{} has no certificate", path.display())));
-            }
-            builder = builder.tls_certs_only(certificates);
-        }
-        // As everywhere, this machine itself is not behind a proxy (golang.org/x/net/http/httpproxy).
-        if !auth::is_plain(authority, None) {
-            for proxy in self.proxies(authority)? {
-                builder = builder.proxy(proxy);
-            }
-        }
-        builder.build().map_err(|error| wrong(reason(&error)))
-    }
-
-    fn proxies(&self, authority: &str) -> Result<Vec<reqwest::Proxy>, Error> {
-        let get = |name: &str| {
-            let found = |wanted: &str| {
-                let mut named = self.options.proxies.iter();
-                named
-                    .find(|(name, _)| name == wanted)
-                    .and_then(|(_, value)| value.to_str())
-            };
-            let value = found(name).or_else(|| found(&name.to_ascii_uppercase()));
-            value.filter(|value| !value.is_empty())
-        };
-        let except = get("no_proxy").and_then(reqwest::NoProxy::from_string);
-        let mut proxies = Vec::new();
-        let make: [(&str, fn(&str) -> reqwest::Result<reqwest::Proxy>); 2] = [
-            ("http_proxy", |value| reqwest::Proxy::http(value)),
-            ("https_proxy", |value| reqwest::Proxy::https(value)),
-        ];
-        for (name, make) in make {
-            if let Some(value) = get(name) {
-                let proxy = make(value).map_err(|error| Error::Setup {
-                    host: authority.to_owned(),
-                    reason: format!("{name} is no address: {}", reason(&error)),
-                })?;
-                proxies.push(proxy.no_proxy(except.clone()));
-            }
-        }
-        Ok(proxies)
-    }
-}
-
-/// Returns whether another attempt may get another answer.
-fn is_passing(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504)
-}
-
-/// Reads an answer of no more than `limit` bytes.
-async fn read(call: &Call, mut response: Response, limit: usize) -> Result<Fetched, Failure> {
-    let url = response.url().clone();
-    let (status, headers) = (response.status(), response.headers().clone());
-    let mut body = Vec::new();
-    loop {
-        let chunk = response
-            .chunk()
-            .await
-            .map_err(|error| broken(&call.method, &url, &error))?;
-        let Some(chunk) = chunk else { break };
-        if body.len() + chunk.len() > limit {
-            let what = format!("it is longer than {limit} bytes");
-            return Err(Error::Lied {
-                url: shown(&url),
-                what,
-            }
-            .into());
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(Fetched {
-        status,
-        headers,
-        body,
-        url: shown(&url),
-    })
-}
-
-/// Makes an error of an answer that is not what was wanted.
-pub(super) async fn status_error(call: &Call, response: Response) -> Error {
-    let (status, url) = (response.status(), shown(response.url()));
-    let message = words(response).await;
-    refusal(call, status, url, message)
-}
-
-impl Fetched {
-    /// Makes an error of an answer that is not what was wanted.
-    pub(super) fn error(self, call: &Call) -> Error {
-        refusal(call, self.status, self.url, message(&self.body))
-    }
-}
-
-fn refusal(call: &Call, status: StatusCode, url: String, message: String) -> Error {
-    match status {
-        StatusCode::NOT_FOUND => Error::NotFound {
-            host: call.host.clone(),
-            what: call.what.clone(),
-            message,
-        },
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Unauthorized {
-            host: call.host.clone(),
-            what: call.what.clone(),
-            message,
-            with_credentials: true,
-        },
-        _ => Error::Status {
-            method: call.method.to_string(),
-            url,
-            status: status.to_string(),
-            message,
-        },
-    }
-}
-
-/// Reads what a server says about its refusal; what cannot be read is nothing.
-async fn words(mut response: Response) -> String {
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        body.extend_from_slice(&chunk);
-        if body.len() > MAX_WORDS {
-            break;
-        }
-    }
-    message(&body)
-}
-
-/// Finds the message in an error's body (OCI distribution-spec v1.1, "Error Codes"; token servers say `details`).
-fn message(body: &[u8]) -> String {
-    let Ok(value) = serde_json::from_slice::<serde_json::Value>(body) else {
-        // Proxies and Go's servers answer with a line of text.
-        let text = String::from_utf8_lossy(body);
-        let line = text.trim();
-        return if line.starts_with('<') || line.lines().count() > 1 || line.len() > 200 {
-            String::new()
-        } else {
-            line.to_owned()
-        };
-    };
-    let first = &value["errors"][0];
-    [
-        &first["message"],
-        &first["code"],
-        &value["details"],
-        &value["message"],
-    ]
-    .into_iter()
-    .find_map(|text| text.as_str().filter(|text| !text.is_empty()))
-    .unwrap_or_default()
-    .chars()
-    .filter(|c| !c.is_control())
-    .take(300)
-    .collect()
-}
-
-/// Sorts a failure of the connection.
-pub(super) fn broken(method: &Method, url: &Url, error: &reqwest::Error) -> Failure {
-    let reason = reason(error);
-    if error.is_connect() {
-        let useless = reason.contains("certificate") || reason.contains("corrupt message");
-        let error = Error::Connect {
-            host: authority(url),
-            reason,
-        };
-        return if useless {
-            Failure::Final(error)
-        } else {
-            Failure::transient(error)
-        };
-    }
-    if error.is_builder() {
-        return Failure::Final(Error::Setup {
-            host: authority(url),
-            reason,
-        });
-    }
-    Failure::transient(cut(method, url, 1, &reason))
-}
-
-pub(super) fn cut(method: &Method, url: &Url, times: u32, reason: &str) -> Error {
-    Error::Cut {
-        method: method.to_string(),
-        url: shown(url),
-        times,
-        reason: reason.to_owned(),
-    }
-}
-
-/// Returns the innermost reason of a failure: the outer ones only say that a request failed.
-fn reason(error: &reqwest::Error) -> String {
-    let mut text = String::new();
-    let mut next: Option<&dyn std::error::Error> = Some(error);
-    if error.is_timeout() {
-        return "no answer in time".to_owned();
-    }
-    while let Some(cause) = next {
-        text = cause.to_string();
-        next = cause.source();
-    }
-    text
-}
-
-/// Returns an address without its query: signatures may be in it.
-pub(super) fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    url.set_query(None);
-    url.to_string()
-}
-
-/// Returns the host, with its port if that is not the scheme's own.
-fn authority(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
     }
 }
 

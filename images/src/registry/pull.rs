@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From a name to an image whose layers can be fetched (OCI distribution-spec v1.1, "Pull").
 
+use super::answer::Fetched;
 use super::download::{Download, Wanted};
-use super::http::{Call, Fetched};
+use super::http::Call;
 use super::{Client, Error, ImageName};
 use crate::digest::Digest;
 use crate::layout::{self, Image, Layer, MAX_DOCUMENT};
@@ -107,12 +108,8 @@ impl Client {
                     .header(ACCEPT, MANIFESTS)
                     .what(format!("{repository}:{reference}"));
                 let head = self.transport.fetch(&call, 0).await?;
-                let digest = |fetched: &Fetched| {
-                    let value = fetched.headers.get(CONTENT_DIGEST)?;
-                    Digest::parse(value.to_str().ok()?).ok()
-                };
                 if head.status.is_success()
-                    && let Some(digest) = digest(&head)
+                    && let Some(digest) = content_digest(&head)
                 {
                     return Ok(digest);
                 }
@@ -123,7 +120,7 @@ impl Client {
                     return Err(got.error(&call));
                 }
                 let found = Digest::of(&got.body);
-                if digest(&got).is_some_and(|digest| digest != found) {
+                if content_digest(&got).is_some_and(|digest| digest != found) {
                     return Err(Error::Lied {
                         url: got.url,
                         what: format!("its digest is {found}, not what the answer says"),
@@ -194,6 +191,16 @@ impl Client {
         })
     }
 
+    /// Says what is to be fetched, and from where.
+    pub(super) fn wanted(&self, name: &ImageName, digest: Digest, size: u64) -> Wanted {
+        Wanted {
+            digest,
+            size,
+            hosts: self.hosts(name.host()),
+            repository: name.repository().to_owned(),
+        }
+    }
+
     /// Returns where to look for what a registry has: at its mirrors, then at itself.
     fn hosts(&self, host: &str) -> Vec<String> {
         let options = self.transport.options.hosts.get(host);
@@ -227,12 +234,7 @@ impl Remote {
             Arc::clone(&client.transport),
             Arc::clone(&client.turns),
             client.blobs.clone(),
-            Wanted {
-                digest,
-                size: layer.size,
-                hosts: client.hosts(self.name.host()),
-                repository: self.name.repository().to_owned(),
-            },
+            client.wanted(&self.name, digest, layer.size),
         )))
     }
 
@@ -244,12 +246,19 @@ impl Remote {
     }
 }
 
+/// Reads the digest that a registry says an answer is about.
+pub(super) fn content_digest(answer: &Fetched) -> Option<Digest> {
+    let value = answer.headers.get(CONTENT_DIGEST)?;
+    Digest::parse(value.to_str().ok()?).ok()
+}
+
 fn not_here(name: &ImageName) -> Error {
     Error::NotHere {
         image: name.to_string(),
     }
 }
 
-fn limit() -> usize {
+/// The size above which no answer but a blob is read.
+pub(super) fn limit() -> usize {
     usize::try_from(MAX_DOCUMENT).unwrap_or(usize::MAX)
 }

@@ -31,9 +31,28 @@ impl Failure {
         Self::Transient { error, after: None }
     }
 
-    pub(super) fn into_error(self) -> Error {
+    /// Says in a cut connection's error how often it was tried.
+    pub(super) fn told(self, tries: u32) -> Self {
         match self {
-            Self::Final(error) | Self::Transient { error, .. } => error,
+            Self::Transient {
+                error:
+                    Error::Cut {
+                        method,
+                        url,
+                        reason,
+                        ..
+                    },
+                after,
+            } => Self::Transient {
+                error: Error::Cut {
+                    method,
+                    url,
+                    times: tries,
+                    reason,
+                },
+                after,
+            },
+            other => other,
         }
     }
 }
