@@ -104,6 +104,16 @@ pub(crate) enum Command {
     Shell(Shell),
     /// Write a step's result as an image, or its tree
     Export(Export),
+    /// Push a step's result to a registry
+    Push(Push),
+    /// Show what differs between two results
+    Diff(Diff),
+    /// Build a spec twice from its bases, in different circumstances, and show what differs
+    #[command(
+        after_help = "Exit status: 0 both builds gave the same, 1 they differ (or failed).\n\n\
+The second build comes later, on one processor, and runs one step at a time. Modification times count only after SOURCE_DATE_EPOCH was set, as in images."
+    )]
+    Verify(Verify),
     /// Remove steps from the store
     Delete(Delete),
     /// Remove the steps that were not used for longest
@@ -286,6 +296,14 @@ pub(crate) struct OutputOptions {
     /// Push the image to the registries of its names
     #[arg(long)]
     pub(crate) push: bool,
+    #[command(flatten)]
+    pub(crate) image: ImageOptions,
+}
+
+/// How an image is made.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Outputs")]
+pub(crate) struct ImageOptions {
     /// What becomes a layer of its own: each step, or the build as one
     #[arg(long, value_name = "WHAT", default_value = "step")]
     pub(crate) layers: Layers,
@@ -452,6 +470,48 @@ pub(crate) struct Export {
     pub(crate) to: Option<String>,
     #[command(flatten)]
     pub(crate) outputs: OutputOptions,
+}
+
+/// `obuild push`.
+#[derive(Debug, Args)]
+pub(crate) struct Push {
+    /// A step's id, or its beginning
+    pub(crate) id: String,
+    /// What to push it as
+    #[arg(value_name = "NAME[:TAG]", required = true)]
+    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) image: ImageOptions,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `obuild verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    pub(crate) build: Run,
+}
+
+/// `obuild diff`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 the trees are the same, 1 they differ, 3 they could not be compared."
+)]
+pub(crate) struct Diff {
+    /// A step's id, or its beginning
+    #[arg(value_name = "ID1")]
+    pub(crate) one: String,
+    /// Another step's
+    #[arg(value_name = "ID2")]
+    pub(crate) other: String,
+    /// Take no notice of modification times
+    #[arg(long)]
+    pub(crate) ignore_times: bool,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
 }
 
 /// `obuild delete`.

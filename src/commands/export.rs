@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `obuild export ID --output …`: write a step's result as an image, or its tree.
 
-use super::run::watch_signals;
+use super::run::{tools, watch_signals};
 use super::{open_engine, runtime};
 use crate::cli::{Export, Global};
+use crate::config::Config;
 use crate::failure::Failure;
 use crate::outputs::Outputs;
 use anyhow::Result;
@@ -16,11 +17,13 @@ pub(crate) fn run(global: &Global, options: &Export) -> Result<()> {
             .hint("obuild export ID --output type=oci,dest=FILE.tar, or --to dir:PATH")
             .into());
     }
+    let config = Config::read(global)?;
     let engine = open_engine(global)?;
+    let client = tools(&config, engine.store()).registry;
     runtime()?.block_on(async {
         let cancel = CancellationToken::new();
         watch_signals(&cancel)?;
         let id = engine.find(&options.id).await?;
-        outputs.write(&engine, id, &cancel).await
+        outputs.write(&engine, client, id, &cancel).await
     })
 }

@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::values;
 use anyhow::{Context, Result};
 use obuild_engine::{Engine, ImageSettings};
-use obuild_images::registry::ImageName;
+use obuild_images::registry::{Client, ImageName, PushProgress, push};
 use obuild_images::{ArchiveFormat, Compression, Image, LayerOptions, Times, tree};
 use obuild_stores::SnapshotId;
 pub(crate) use output::parse_compression;
@@ -86,7 +86,7 @@ impl Outputs {
         let compression = compression(options, &outputs)?;
         let times = source_date_epoch()?;
         let mut annotations = BTreeMap::new();
-        for text in &options.annotation {
+        for text in &options.image.annotation {
             let (key, value) = text
                 .split_once('=')
                 .filter(|(key, _)| !key.is_empty())
@@ -100,7 +100,7 @@ impl Outputs {
             names,
             times,
             settings: ImageSettings {
-                per_step: options.layers == Layers::Step,
+                per_step: options.image.layers == Layers::Step,
                 layers: LayerOptions {
                     times: times.map_or_else(Times::default, Times::Latest),
                     compression,
@@ -110,12 +110,13 @@ impl Outputs {
                 ..ImageSettings::default()
             },
             changes: options
+                .image
                 .change
                 .iter()
                 .map(|text| change::Change::parse(text))
                 .collect::<Result<_>>()?,
-            metadata_file: options.metadata_file.clone(),
-            iidfile: options.iidfile.clone(),
+            metadata_file: options.image.metadata_file.clone(),
+            iidfile: options.image.iidfile.clone(),
             quiet,
         })
     }
@@ -134,6 +135,7 @@ impl Outputs {
     pub(crate) async fn write(
         mut self,
         engine: &Arc<Engine>,
+        client: Option<Arc<Client>>,
         id: SnapshotId,
         cancel: &CancellationToken,
     ) -> Result<()> {
@@ -158,9 +160,16 @@ impl Outputs {
         tokio::task::spawn_blocking(move || {
             let cancelled = || token.is_cancelled();
             for output in &self.outputs {
-                match (&image, output.kind.is_image()) {
-                    (Some(image), true) => self.image(output, image)?,
-                    _ => self.tree(output, &engine, id, &cancelled)?,
+                match (&image, output.kind) {
+                    (_, Kind::Tar | Kind::Local) => self.tree(output, &engine, id, &cancelled)?,
+                    (Some(image), Kind::Push) => {
+                        let client = client
+                            .as_deref()
+                            .ok_or_else(|| Failure::host("there is no client for registries"))?;
+                        self.push(image, client, &cancelled)?;
+                    }
+                    (Some(image), _) => self.image(output, image)?,
+                    (None, _) => {}
                 }
             }
             if let Some(image) = &image {
@@ -186,6 +195,43 @@ impl Outputs {
             Ok(())
         })?;
         self.tell(image, &output.dest)
+    }
+
+    /// Pushes the image as each of its names. What one repository of a registry has, the next takes from there.
+    fn push(&self, image: &Image, client: &Client, cancelled: &dyn Fn() -> bool) -> Result<()> {
+        let parts = image.to_push();
+        let shown = !self.quiet && std::io::stderr().is_terminal();
+        for name in &self.names {
+            let mut last = None;
+            let mut progress = |progress: PushProgress| {
+                if shown && last != Some(progress.done_bytes) {
+                    last = Some(progress.done_bytes);
+                    let (done, total) = (progress.done_bytes, progress.total_bytes);
+                    let text = format!(
+                        "\r\x1b[Kpushing {name}: {} of {}",
+                        values::size(done),
+                        values::size(total)
+                    );
+                    // Nobody reads standard error: the exit status still tells.
+                    let _ = std::io::stderr().write_all(text.as_bytes());
+                }
+            };
+            let report = push(client, name, &parts, &mut progress, cancelled);
+            if shown {
+                let _ = std::io::stderr().write_all(b"\r\x1b[K");
+            }
+            let report = report?;
+            if !self.quiet {
+                let text = format!(
+                    "pushed {name}@{}: {} sent, {} spared\n",
+                    report.digest,
+                    values::size(report.sent_bytes),
+                    values::size(report.spared_bytes)
+                );
+                let _ = std::io::stderr().write_all(text.as_bytes());
+            }
+        }
+        Ok(())
     }
 
     fn tree(
@@ -278,7 +324,7 @@ fn compression(options: &OutputOptions, outputs: &[Output]) -> Result<Compressio
     let mut asked: Vec<Compression> = outputs
         .iter()
         .filter_map(|output| output.compression)
-        .chain(options.compression)
+        .chain(options.image.compression)
         .collect();
     asked.dedup();
     match asked.as_slice() {
@@ -289,7 +335,7 @@ fn compression(options: &OutputOptions, outputs: &[Output]) -> Result<Compressio
 }
 
 /// Reads `SOURCE_DATE_EPOCH`: seconds since 1970 (reproducible-builds.org/specs/source-date-epoch).
-fn source_date_epoch() -> Result<Option<i64>> {
+pub(crate) fn source_date_epoch() -> Result<Option<i64>> {
     let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) else {
         return Ok(None);
     };

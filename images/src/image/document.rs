@@ -13,7 +13,7 @@ pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 #[derive(Serialize)]
-struct Config<'a> {
+struct Document<'a> {
     created: String,
     architecture: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -31,7 +31,7 @@ struct Processes<'a> {
     #[serde(skip_serializing_if = "String::is_empty")]
     user: String,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    exposed_ports: BTreeMap<&'a str, Nothing>,
+    exposed_ports: BTreeMap<String, Nothing>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     env: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,7 +39,7 @@ struct Processes<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     cmd: Option<Vec<String>>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    volumes: BTreeMap<&'a str, Nothing>,
+    volumes: BTreeMap<String, Nothing>,
     #[serde(skip_serializing_if = "String::is_empty")]
     working_dir: String,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -52,9 +52,8 @@ struct Processes<'a> {
     on_build: &'a [String],
 }
 
-/// The value of a set's members.
-#[derive(Serialize)]
-struct Nothing {}
+/// The value of a set's members: an object without anything in it.
+type Nothing = BTreeMap<String, String>;
 
 #[derive(Serialize)]
 struct RootFs {
@@ -121,21 +120,17 @@ pub(super) fn config(
     let set = |names: &'_ [String]| -> BTreeMap<String, Nothing> {
         names
             .iter()
-            .map(|name| (name.clone(), Nothing {}))
+            .map(|name| (name.clone(), Nothing::new()))
             .collect()
     };
-    let (ports, volumes) = (set(&config.exposed_ports), set(&config.volumes));
-    let document = Config {
+    let document = Document {
         created: created.clone(),
         architecture: &architecture,
         variant: config.variant.as_deref(),
         os: &os,
         config: Processes {
             user: text(&config.user),
-            exposed_ports: ports
-                .keys()
-                .map(|name| (name.as_str(), Nothing {}))
-                .collect(),
+            exposed_ports: set(&config.exposed_ports),
             env: config
                 .env
                 .iter()
@@ -143,10 +138,7 @@ pub(super) fn config(
                 .collect(),
             entrypoint: texts(config.entrypoint.as_ref()),
             cmd: texts(config.cmd.as_ref()),
-            volumes: volumes
-                .keys()
-                .map(|name| (name.as_str(), Nothing {}))
-                .collect(),
+            volumes: set(&config.volumes),
             working_dir: text(&config.workdir),
             labels: &config.labels,
             stop_signal: config.stop_signal.as_deref(),

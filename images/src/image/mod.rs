@@ -14,6 +14,7 @@ use bases::BaseRecord;
 pub use bases::remember_base;
 
 use crate::layer::{LayerBlob, LayerOptions, Times, layer};
+use crate::registry::{BlobData, PushBlob, PushImage, PushManifest};
 use crate::tree::Cancelled;
 use crate::{Digest, Error, ImageConfig};
 use obuild_stores::{SnapshotId, Store};
@@ -83,15 +84,14 @@ impl Image {
         let mut history = Vec::new();
         for rung in rungs(store, request)? {
             let of_base = rung.blob.is_some();
-            let blob = match rung.blob {
-                Some(blob) => Some(blob),
-                None => {
-                    let options = LayerOptions {
-                        times: rung.times,
-                        ..request.layers
-                    };
-                    layer(store, rung.since, rung.snapshot, &options, cancelled)?
-                }
+            let blob = if rung.blob.is_some() {
+                rung.blob
+            } else {
+                let options = LayerOptions {
+                    times: rung.times,
+                    ..request.layers
+                };
+                layer(store, rung.since, rung.snapshot, &options, cancelled)?
             };
             history.push((rung.created_by, blob.is_none()));
             layers.extend(blob.map(|blob| ImageLayer { blob, of_base }));
@@ -107,6 +107,27 @@ impl Image {
             manifest,
             created,
         })
+    }
+
+    /// Returns what a push sends. Bytes of layers are read only if the registry lacks them.
+    pub fn to_push(&self) -> PushImage {
+        let layer = |layer: &ImageLayer| PushBlob {
+            digest: layer.blob.digest,
+            size: layer.blob.size,
+            data: BlobData::File(layer.blob.path.clone()),
+        };
+        let config = PushBlob {
+            digest: self.config_digest(),
+            size: self.config.len() as u64,
+            data: BlobData::Bytes(self.config.clone().into()),
+        };
+        PushImage {
+            blobs: self.layers.iter().map(layer).chain([config]).collect(),
+            manifests: vec![PushManifest {
+                media_type: document::MANIFEST.to_owned(),
+                bytes: self.manifest.clone(),
+            }],
+        }
     }
 
     /// Returns the digest of the configuration, which Docker calls the image's id.

@@ -243,7 +243,10 @@ fn ar(mut rest: &[u8]) -> Option<Vec<(BString, Facts)>> {
             owner: (number(28, 34, 10)?, number(34, 40, 10)?),
             mode: u32::try_from(number(40, 48, 8)?).ok()?,
         };
-        members.push((BString::from(header[..16].trim_end_with(|c| c == ' ')), facts));
+        members.push((
+            BString::from(header[..16].trim_end_with(|c| c == ' ')),
+            facts,
+        ));
         rest = after.get(size.next_multiple_of(2)..).unwrap_or_default();
     }
     Some(members)
