@@ -10,7 +10,7 @@ use crate::stream::decoder;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -166,6 +166,9 @@ struct Archive<'a> {
 fn entries(file: &File, path: &Path) -> Result<HashMap<Vec<u8>, Place>, Error> {
     let damaged = |error: io::Error| bad(path, format!("it is no archive of images ({error})"));
     let mut entries = HashMap::new();
+    // Whoever has written it stands at its end.
+    let mut start = file;
+    start.rewind().map_err(damaged)?;
     let mut archive = tar::Archive::new(file);
     for entry in archive.entries_with_seek().map_err(damaged)? {
         let entry = entry.map_err(damaged)?;
