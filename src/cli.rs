@@ -310,7 +310,7 @@ pub(crate) struct ImageOptions {
     /// How layers are compressed: gzip, zstd or uncompressed, with a level after a colon (zstd:9) [default: gzip:6]
     #[arg(long, value_name = "METHOD", value_parser = parse_compression)]
     pub(crate) compression: Option<Compression>,
-    /// Change the image's configuration by a Dockerfile's instruction: 'CMD ["/bin/sh"]', 'USER 1000', 'ENV A=b', …
+    /// Change the image's configuration by a Dockerfile's instruction, for example 'USER 1000' or 'ENTRYPOINT /bin/app'; may be repeated
     #[arg(long, value_name = "INSTRUCTION")]
     pub(crate) change: Vec<String>,
     /// Add an annotation to the image's manifest

@@ -48,13 +48,21 @@ pub(crate) fn run(global: &Global, options: &Verify) -> Result<()> {
     for (one, other) in one.iter().zip(&other).filter(|(one, other)| one != other) {
         let mut found = differences(engine.store(), *one, *other, times, &|| false)?;
         // What a step begins with is told of the step that it comes from.
-        found
-            .retain(|difference| known.insert(difference.path.clone()));
+        found.retain(|difference| known.insert(difference.path.clone()));
         if found.is_empty() {
             continue;
         }
         let heading = headings.get(one).map_or("(unknown step)", String::as_str);
-        answer += &format!("{heading}\n  {one}\n  {other}\n");
+        for line in [
+            heading,
+            "\n  ",
+            &one.to_string(),
+            "\n  ",
+            &other.to_string(),
+            "\n",
+        ] {
+            answer.push_str(line);
+        }
         answer.extend(found.iter().map(text));
     }
     if answer.is_empty() {

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 /// What was asked for, checked before anything is built.
 pub(crate) struct Outputs {
-    outputs: Vec<Output>,
+    places: Vec<Output>,
     names: Vec<ImageName>,
     times: Option<i64>,
     settings: ImageSettings,
@@ -96,7 +96,7 @@ impl Outputs {
             annotations.insert(key.to_owned(), value.to_owned());
         }
         Ok(Self {
-            outputs,
+            places: outputs,
             names,
             times,
             settings: ImageSettings {
@@ -123,12 +123,12 @@ impl Outputs {
 
     /// Returns whether nothing was asked for.
     pub(crate) fn is_empty(&self) -> bool {
-        self.outputs.is_empty() && self.metadata_file.is_none() && self.iidfile.is_none()
+        self.places.is_empty() && self.metadata_file.is_none() && self.iidfile.is_none()
     }
 
     /// Returns whether an archive goes to standard output, which holds nothing else then.
     pub(crate) fn takes_stdout(&self) -> bool {
-        self.outputs.iter().any(Output::to_stdout)
+        self.places.iter().any(Output::to_stdout)
     }
 
     /// Writes everything that was asked for.
@@ -144,7 +144,7 @@ impl Outputs {
         }
         let wants_image = self.metadata_file.is_some()
             || self.iidfile.is_some()
-            || self.outputs.iter().any(|output| output.kind.is_image());
+            || self.places.iter().any(|output| output.kind.is_image());
         let image = if wants_image {
             let mut settings = std::mem::take(&mut self.settings);
             settings.config = engine.image_config(id)?;
@@ -159,7 +159,7 @@ impl Outputs {
         let token = cancel.clone();
         tokio::task::spawn_blocking(move || {
             let cancelled = || token.is_cancelled();
-            for output in &self.outputs {
+            for output in &self.places {
                 match (&image, output.kind) {
                     (_, Kind::Tar | Kind::Local) => self.tree(output, &engine, id, &cancelled)?,
                     (Some(image), Kind::Push) => {
@@ -186,7 +186,8 @@ impl Outputs {
             Kind::Docker => ArchiveFormat::Docker,
             Kind::Oci { tar: false } => {
                 image.write_layout(&output.dest, &self.names)?;
-                return self.tell(image, &output.dest);
+                self.tell(image, &output.dest);
+                return Ok(());
             }
             _ => ArchiveFormat::Oci,
         };
@@ -194,7 +195,8 @@ impl Outputs {
             image.write_archive(format, &self.names, &output.dest, file)?;
             Ok(())
         })?;
-        self.tell(image, &output.dest)
+        self.tell(image, &output.dest);
+        Ok(())
     }
 
     /// Pushes the image as each of its names. What one repository of a registry has, the next takes from there.
@@ -264,9 +266,9 @@ impl Outputs {
     }
 
     /// Says in one line what an image was written to.
-    fn tell(&self, image: &Image, dest: &Path) -> Result<()> {
+    fn tell(&self, image: &Image, dest: &Path) {
         if self.quiet || dest.as_os_str() == "-" {
-            return Ok(());
+            return;
         }
         let bytes: u64 = image.layers.iter().map(|layer| layer.blob.size).sum();
         let own = image.layers.iter().filter(|layer| !layer.of_base).count();
@@ -279,7 +281,6 @@ impl Outputs {
         );
         // Nobody reads standard error: the exit status still tells.
         let _ = std::io::stderr().write_all(text.as_bytes());
-        Ok(())
     }
 
     /// Writes the files that scripts read, as `docker buildx build` does.
@@ -345,9 +346,11 @@ pub(crate) fn source_date_epoch() -> Result<Option<i64>> {
         .filter(|seconds| *seconds >= 0);
     match seconds {
         Some(seconds) => Ok(Some(seconds)),
-        None => Err(Failure::usage(format!("SOURCE_DATE_EPOCH is {text:?}"))
-            .hint("it must be a number of seconds since 1970")
-            .into()),
+        None => Err(
+            Failure::usage(format!("SOURCE_DATE_EPOCH is {}", text.display()))
+                .hint("it must be a number of seconds since 1970")
+                .into(),
+        ),
     }
 }
 

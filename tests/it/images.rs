@@ -2,7 +2,7 @@
 //! Results as images: other programs take them, and they are the same wherever they were made.
 
 use crate::harness::World;
-use obuild_fixtures::skip;
+use obuild_fixtures::{Registry, registry, skip};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -203,11 +203,11 @@ fn diff_and_verify_say_what_differs() {
     assert_eq!(found[0]["path"], "/f");
     assert_eq!(found[0]["content"]["was"], serde_json::json!(["b"]));
 
-    world.spec("(run (shell \"echo same > /a\")) (run (shell \"date +%N > /b\"))");
+    world.spec("(run (shell \"echo same > /a\")) (run (shell \"date +%s > /b\"))");
     let ran = world.run(&["verify", "spec.sexp"]);
     assert_eq!(ran.status, 1, "{ran:?}");
     assert!(
-        ran.stdout.contains("date +%N") && ran.stdout.contains("C /b\n    line 1:"),
+        ran.stdout.contains("date +%s") && ran.stdout.contains("C /b\n    line 1:"),
         "{ran:?}"
     );
     assert!(!ran.stdout.contains("/a\n"), "{ran:?}");
@@ -232,4 +232,54 @@ fn what_cannot_be_written_is_refused_before_the_build() {
     }
     assert_eq!(world.run(&["run", "spec.sexp", "--push"]).status, 2);
     assert_eq!(world.ok(&["ls", "-q"]), "");
+}
+
+#[test]
+fn a_push_sends_what_is_new_and_the_registry_gives_it_back() {
+    let (Some(world), Some(host)) = (World::new(), registry(Registry::Plain)) else {
+        return;
+    };
+    // A repository of its own, so that nothing is there yet.
+    let name = format!("{host}/it-{}:1", std::process::id());
+    world.spec(OPERATIONS);
+    let first = world.run(&[
+        "run",
+        "spec.sexp",
+        "--push",
+        "-t",
+        &name,
+        "--metadata-file",
+        "m.json",
+    ]);
+    assert_eq!(first.status, 0, "{first:?}");
+    assert!(first.stderr.contains("pushed"), "{first:?}");
+    let id = first.stdout.trim();
+    let again = world.run(&["push", id, &name]);
+    assert_eq!(again.status, 0, "{again:?}");
+    // The manifest only: a tag is always written.
+    let sent = again.stderr.split(": ").nth(1).unwrap_or_default();
+    assert!(
+        sent.ends_with("spared\n") && !sent.contains("MB sent"),
+        "{again:?}"
+    );
+    let metadata: Value =
+        serde_json::from_slice(&fs_err::read(world.path("m.json")).unwrap()).unwrap();
+    let upon = format!("((from {name}) (shell /bin/sh -c) (run (shell \"cat /hello; id -u\")))");
+    world.write("upon.sexp", upon);
+    world.ok(&[
+        "run",
+        "upon.sexp",
+        "-o",
+        "type=oci,dest=upon",
+        "--layers",
+        "build",
+    ]);
+    assert!(
+        metadata["containerimage.digest"]
+            .as_str()
+            .unwrap()
+            .starts_with("sha256:")
+    );
+    let nowhere = world.run(&["run", "spec.sexp", "--push", "-t", "127.0.0.1:1/a"]);
+    assert_eq!(nowhere.status, 3, "{nowhere:?}");
 }
