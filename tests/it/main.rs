@@ -8,6 +8,8 @@
     reason = "a test fails by a panic, and short specs may be joined from pieces"
 )]
 
+mod archive_check;
+mod archive_index;
 mod bad_input;
 mod builds;
 mod caches;
