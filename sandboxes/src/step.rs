@@ -5,7 +5,7 @@ use crate::Cancel;
 use crate::sandbox::{Command, Error, Exit, MountSource, Rootfs, Stdio};
 use crate::terminal::Terminal;
 use crate::wire::{self, Failure, Received, Reply, Request, Runtime, Streams};
-use crate::zygote::Zygote;
+use crate::zygote::Helper;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -32,7 +32,7 @@ pub(crate) struct Surroundings {
 
 /// Runs a step to its end.
 pub(crate) fn run(
-    zygote: &Zygote,
+    helper: &dyn Helper,
     command: &Command,
     rootfs: &Rootfs,
     stdio: Stdio<'_>,
@@ -43,7 +43,7 @@ pub(crate) fn run(
     if cancel.is_cancelled() {
         return Ok(Exit::Cancelled);
     }
-    let result = begin(zygote, command, rootfs, stdio, surroundings)
+    let result = begin(helper, command, rootfs, stdio, surroundings)
         .and_then(|step| step.wait(command.limits.timeout, cancel));
     settle(rootfs, command);
     result
@@ -132,7 +132,7 @@ enum Output<'a> {
 }
 
 fn begin<'a>(
-    zygote: &Zygote,
+    helper: &dyn Helper,
     command: &Command,
     rootfs: &Rootfs,
     stdio: Stdio<'a>,
@@ -203,7 +203,7 @@ fn begin<'a>(
         runtime: surroundings.runtime,
     };
     let descriptors: Vec<BorrowedFd<'_>> = sent.iter().map(AsFd::as_fd).collect();
-    zygote.send(&request, &descriptors)?;
+    helper.send(&request, &descriptors)?;
     Ok(Step {
         socket: Some(socket),
         process: None,

@@ -22,6 +22,10 @@ macro_rules! on_every_backend {
         mod runc {
             $(#[test] fn $name() { $crate::support::Tree::with("runc", super::$name); })*
         }
+        #[cfg(feature = "docker")]
+        mod docker {
+            $(#[test] fn $name() { $crate::support::Tree::with("docker", super::$name); })*
+        }
     };
 }
 
@@ -45,6 +49,15 @@ pub fn open(backend: &str, scratch: &Path) -> Box<dyn Sandbox> {
     let helper = helper();
     match backend {
         "native" => Box::new(Native::open(NativeOptions { helper }).expect("native opens")),
+        #[cfg(feature = "docker")]
+        "docker" => {
+            let options = obuild_sandboxes::DockerOptions {
+                helper,
+                socket: obuild_fixtures::docker().expect("the caller has looked"),
+                state_dir: scratch.join("state"),
+            };
+            Box::new(obuild_sandboxes::Docker::open(options).expect("docker opens"))
+        }
         _ => Box::new(
             Runc::open(RuncOptions {
                 helper,
@@ -66,7 +79,9 @@ impl Tree {
         if backend == "runc" && !runtime && std::env::var_os("OBUILD_TEST_RUNTIME").is_none() {
             return obuild_fixtures::skip("needs runc");
         }
-        if !obuild_fixtures::root() {
+        if !obuild_fixtures::root()
+            || backend == "docker" && obuild_fixtures::docker().is_none()
+        {
             return;
         }
         let Some(scratch) = scratch(FileSystem::Default) else {
@@ -94,6 +109,15 @@ impl Tree {
 
     pub fn is_native(&self) -> bool {
         self.backend == "native"
+    }
+
+    /// Returns a number that tells the backends' processes apart.
+    pub fn number(&self) -> u8 {
+        match self.backend {
+            "native" => 1,
+            "docker" => 2,
+            _ => 0,
+        }
     }
 
     pub fn backend(&self) -> &'static str {
