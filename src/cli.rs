@@ -29,9 +29,12 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Where results are kept: overlay:PATH or btrfs:PATH [default: the best that the data directory allows]
+    /// Where results are kept: overlay:PATH, btrfs:PATH or docker:PATH [default: the best that the data directory allows]
     #[arg(long, global = true, value_name = "KIND:PATH", env = "OBUILD_STORE")]
     pub(crate) store: Option<String>,
+    /// The docker daemon of the docker store and sandbox: a socket of this host [default: unix:///var/run/docker.sock]
+    #[arg(long, global = true, value_name = "unix://SOCKET", env = "DOCKER_HOST")]
+    pub(crate) docker_host: Option<String>,
     /// Read this configuration file instead of the default one
     #[arg(long, global = true, value_name = "FILE", env = "OBUILD_CONFIG", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
@@ -111,6 +114,8 @@ pub(crate) enum SandboxKind {
     Native,
     /// Any OCI runtime
     Runc,
+    /// Containers of a docker daemon of this host
+    Docker,
 }
 
 /// How a build tells what it does.

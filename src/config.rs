@@ -16,6 +16,7 @@ pub(crate) struct Config {
     pub(crate) store: Option<String>,
     pub(crate) sandbox: Option<SandboxKind>,
     pub(crate) runtime: Option<PathBuf>,
+    pub(crate) docker_host: Option<String>,
     pub(crate) jobs: Option<usize>,
     pub(crate) memory: Option<String>,
     pub(crate) cpus: Option<f64>,
@@ -50,6 +51,30 @@ impl Config {
             return Ok(obuild_stores::best(&default_store()?));
         };
         Ok(absolute(text)?.parse()?)
+    }
+}
+
+impl Config {
+    /// Returns the docker daemon's socket that the options, the environment or the file name, else the usual one. Wrong text is
+    /// no matter for a command that has nothing to do with docker, so it is told only by whoever asks.
+    pub(crate) fn docker_socket(&self, global: &Global) -> Result<PathBuf> {
+        let named = global
+            .docker_host
+            .as_deref()
+            .or(self.docker_host.as_deref());
+        // As for docker's own command, empty is unset.
+        let Some(text) = named.filter(|text| !text.is_empty()) else {
+            return Ok(obuild_stores::Options::default().docker_socket);
+        };
+        let path = text.strip_prefix("unix://").unwrap_or(text);
+        if path.starts_with('/') {
+            return Ok(path.into());
+        }
+        Err(Failure::usage(format!(
+            "{text:?} is no docker daemon that obuild can use: it must be of this host, since its files are read directly"
+        ))
+        .hint("write unix:///PATH/TO/SOCKET; for another host, run obuild there")
+        .into())
     }
 }
 

@@ -394,9 +394,7 @@ impl Client {
                     noprune: true,
                     platforms: None,
                 };
-                api.remove_image(&name, Some(options), None)
-                    .await
-                    .map(drop)
+                api.remove_image(&name, Some(options), None).await.map(drop)
             },
         );
         match removed {
@@ -417,7 +415,9 @@ impl Client {
                     ..ListContainersOptions::default()
                 };
                 let found = api.list_containers(Some(options)).await?;
-                let names = found.into_iter().flat_map(|one| one.names.unwrap_or_default());
+                let names = found
+                    .into_iter()
+                    .flat_map(|one| one.names.unwrap_or_default());
                 Ok(names
                     .map(|name| name.trim_start_matches('/').to_owned())
                     .collect())
@@ -468,16 +468,26 @@ fn described(container: &Container) -> (CreateContainerOptions, ContainerCreateB
     };
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let limits = &container.limits;
-    let binds = container.binds.iter().map(|(source, target, read_only)| Mount {
-        typ: Some(MountType::BIND),
-        source: Some(source.to_string_lossy().into_owned()),
-        target: Some(target.clone()),
-        read_only: Some(*read_only),
-        ..Mount::default()
-    });
+    let binds = container
+        .binds
+        .iter()
+        .map(|(source, target, read_only)| Mount {
+            typ: Some(MountType::BIND),
+            source: Some(source.to_string_lossy().into_owned()),
+            target: Some(target.clone()),
+            read_only: Some(*read_only),
+            ..Mount::default()
+        });
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
     let host = HostConfig {
-        network_mode: Some(if container.host_network { "host" } else { "none" }.to_owned()),
+        network_mode: Some(
+            if container.host_network {
+                "host"
+            } else {
+                "none"
+            }
+            .to_owned(),
+        ),
         auto_remove: Some(container.makes_sandboxes),
         userns_mode: container.makes_sandboxes.then(|| "host".to_owned()),
         // Beside the usual ones. Not all (`privileged`): the daemon itself may not have all.
@@ -485,13 +495,9 @@ fn described(container: &Container) -> (CreateContainerOptions, ContainerCreateB
             .makes_sandboxes
             .then(|| words(&["SYS_ADMIN", "NET_ADMIN"])),
         // The sandboxes have filters of their own; these would forbid making them.
-        security_opt: container.makes_sandboxes.then(|| {
-            words(&[
-                "seccomp=unconfined",
-                "apparmor=unconfined",
-                "label=disable",
-            ])
-        }),
+        security_opt: container
+            .makes_sandboxes
+            .then(|| words(&["seccomp=unconfined", "apparmor=unconfined", "label=disable"])),
         mounts: Some(binds.collect()),
         log_config: Some(HostConfigLogConfig {
             typ: Some("none".to_owned()),

@@ -77,14 +77,16 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
 /// Opens the store that options and configuration name.
 pub(crate) fn open_store(global: &Global, config: &Config) -> Result<Arc<dyn Store>> {
     let url = config.store_url(global)?;
-    Ok(obuild_stores::open(
-        &url,
-        &obuild_stores::Options::default(),
-    )?)
+    let mut options = obuild_stores::Options::default();
+    if url.kind == obuild_stores::Kind::Docker {
+        options.docker_socket = config.docker_socket(global)?;
+    }
+    Ok(obuild_stores::open(&url, &options)?)
 }
 
 /// Opens the sandbox that options and configuration name. Cheap: nothing is started before it is needed.
 pub(crate) fn open_sandbox(
+    global: &Global,
     options: &SandboxOptions,
     config: &Config,
     store: &dyn Store,
@@ -106,8 +108,29 @@ pub(crate) fn open_sandbox(
                 runtime: runtime.unwrap_or_else(|| PathBuf::from("runc")),
                 state_dir: store.state_dir().join("sandbox"),
             })?),
+            SandboxKind::Docker => open_docker(helper, config.docker_socket(global)?, store)?,
         },
     )
+}
+
+#[cfg(feature = "docker")]
+fn open_docker(
+    helper: HelperCommand,
+    socket: PathBuf,
+    store: &dyn Store,
+) -> Result<Arc<dyn Sandbox>> {
+    Ok(Arc::new(obuild_sandboxes::Docker::open(
+        obuild_sandboxes::DockerOptions {
+            helper,
+            socket,
+            state_dir: store.state_dir().join("docker"),
+        },
+    )?))
+}
+
+#[cfg(not(feature = "docker"))]
+fn open_docker(_: HelperCommand, _: PathBuf, _: &dyn Store) -> Result<Arc<dyn Sandbox>> {
+    Err(Failure::usage("this obuild was built without the docker sandbox").into())
 }
 
 /// Opens the engine for a command that runs no step.
@@ -115,6 +138,7 @@ pub(crate) fn open_engine(global: &Global) -> Result<Arc<Engine>> {
     let config = Config::read(global)?;
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(
+        global,
         &SandboxOptions {
             sandbox: None,
             runtime: None,

@@ -19,6 +19,16 @@ pub fn open(url: &StoreUrl, options: &Options) -> Result<Arc<dyn Store>, Error> 
     let trees: Box<dyn Trees> = match url.kind {
         Kind::Overlay => Box::new(Overlay),
         Kind::Btrfs => Box::new(Btrfs),
+        #[cfg(feature = "docker")]
+        Kind::Docker => Box::new(crate::docker::Docker::new(options.docker_socket.clone())),
+        #[cfg(not(feature = "docker"))]
+        Kind::Docker => {
+            return Err(Error::Unsuitable {
+                path: url.path.clone(),
+                kind: url.kind.name(),
+                reason: "this program was built without the feature `docker`".to_owned(),
+            });
+        }
     };
     Ok(Arc::new(Disk::open(url, options, trees)?))
 }

@@ -123,6 +123,8 @@ pub struct Options {
     pub wait: Duration,
     /// Which boot of the machine this is; `None` asks the kernel. Tests pass another to play a reboot.
     pub boot_id: Option<String>,
+    /// The unix socket of the docker daemon, for a store of that kind.
+    pub docker_socket: PathBuf,
 }
 
 impl Default for Options {
@@ -130,6 +132,8 @@ impl Default for Options {
         Self {
             wait: Duration::from_mins(1),
             boot_id: None,
+            // docker-ce's and every distribution's default.
+            docker_socket: PathBuf::from("/var/run/docker.sock"),
         }
     }
 }
@@ -150,4 +154,6 @@ pub enum Kind {
     Overlay,
     /// btrfs subvolumes.
     Btrfs,
+    /// Images of a docker daemon.
+    Docker,
 }

@@ -4,9 +4,9 @@
 
 use crate::place::Place;
 use crate::tree::{self, Subvolumes};
-use crate::{Error, Kind, Rootfs};
+use crate::{Error, Kind, Rootfs, SnapshotId};
 use std::ffi::CString;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
 /// A way to keep writable copies of trees in the directories of a store.
@@ -31,6 +31,36 @@ pub(crate) trait Trees: Send + Sync + 'static {
 
     /// Returns the bytes that the tree at `name` holds of its own.
     fn size(&self, place: &Place, name: &str, has_parent: bool) -> Result<u64, Error>;
+
+    /// Returns how to read a tree that consists of these layers, topmost first.
+    fn readable(&self, place: &Place, layers: &[String]) -> Result<Rootfs, Error> {
+        Ok(readable(place, layers))
+    }
+
+    /// Finishes the tree in a slot, just before it becomes the snapshot `id` by a rename.
+    fn seal(&self, _place: &Place, _slot: &str, _id: SnapshotId) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Returns whether a snapshot's tree is there, of which only a part is in the store's own directory.
+    fn is_intact(&self, _place: &Place, _snapshot: &str) -> Result<bool, Error> {
+        Ok(true)
+    }
+
+    /// Returns a directory on the file system that holds the trees, if that may be another one than the store's.
+    fn elsewhere(&self, _place: &Place) -> Result<Option<OwnedFd>, Error> {
+        Ok(None)
+    }
+
+    /// Cleans up outside of the store's directory after owners that are dead, whose slots are being deleted.
+    fn sweep(&self, _place: &Place, _dead: &[String]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Returns how caches are kept, if not as snapshots are.
+    fn for_caches(&self) -> Option<&dyn Trees> {
+        None
+    }
 }
 
 /// The limits on stacks of layers.

@@ -8,13 +8,14 @@ use std::str::FromStr;
 
 impl Kind {
     /// All kinds, the default first.
-    pub const ALL: [Self; 2] = [Self::Overlay, Self::Btrfs];
+    pub const ALL: [Self; 3] = [Self::Overlay, Self::Btrfs, Self::Docker];
 
     /// Returns the word that begins its URLs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Overlay => "overlay",
             Self::Btrfs => "btrfs",
+            Self::Docker => "docker",
         }
     }
 }

@@ -117,7 +117,11 @@ impl Holders {
             // The start that follows will say it.
             Err(error) => tracing::debug!(%error, "old containers are not looked for"),
         }
-        for entry in fs_err::read_dir(&self.sockets).into_iter().flatten().flatten() {
+        for entry in fs_err::read_dir(&self.sockets)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             if entry.file_name().to_str().is_some_and(is_abandoned) {
                 let _ = fs_err::remove_file(entry.path());
             }
@@ -160,8 +164,12 @@ impl Holders {
             name: &name,
             done: false,
         };
-        self.client.create_container(&container).map_err(|error| refused(&error))?;
-        self.client.start_container(&name).map_err(|error| refused(&error))?;
+        self.client
+            .create_container(&container)
+            .map_err(|error| refused(&error))?;
+        self.client
+            .start_container(&name)
+            .map_err(|error| refused(&error))?;
         let socket = accept(&listener, cancel)?;
         let process = rustix::net::sockopt::socket_peercred(&socket)
             .map_err(|error| setup("look at the sandbox helper")(error.into()))?

@@ -99,7 +99,10 @@ mod tests {
 
     #[test]
     fn a_static_program_needs_nothing() {
-        let start = plan("/usr/bin/obuild".into(), b"55d0-55d1 r--p 0 08:01 1 /usr/bin/obuild\n");
+        let start = plan(
+            "/usr/bin/obuild".into(),
+            b"55d0-55d1 r--p 0 08:01 1 /usr/bin/obuild\n",
+        );
         assert_eq!(start.argv, ["/obuild/helper"]);
         assert_eq!(start.binds.len(), 1);
     }

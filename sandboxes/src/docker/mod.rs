@@ -93,9 +93,9 @@ impl Helper for Shared<'_> {
                 result => return result.map_err(not_sent),
             }
         }
-        let holder =
-            self.sandbox
-                .start(self.host_network, Limits::default(), self.cancel)?;
+        let holder = self
+            .sandbox
+            .start(self.host_network, Limits::default(), self.cancel)?;
         let sent = holder.try_send(request, descriptors).map_err(not_sent);
         *place = Some(Arc::new(holder));
         sent
@@ -170,15 +170,14 @@ impl Sandbox for Docker {
                 // The helper and the step's first process are in the container too.
                 pids: wanted.pids.map(|pids| pids.saturating_add(2)),
             };
-            self.start(host_network, limits, cancel)
-                .and_then(|holder| {
-                    let exit = step::run(&holder, command, rootfs, stdio, cancel, nothing())?;
-                    let killed = cgroup::of_process(holder.process_id()).was_out_of_memory();
-                    Ok(match exit {
-                        Exit::Status(1..) | Exit::Signal(_) if killed => Exit::OutOfMemory,
-                        exit => exit,
-                    })
+            self.start(host_network, limits, cancel).and_then(|holder| {
+                let exit = step::run(&holder, command, rootfs, stdio, cancel, nothing())?;
+                let killed = cgroup::of_process(holder.process_id()).was_out_of_memory();
+                Ok(match exit {
+                    Exit::Status(1..) | Exit::Signal(_) if killed => Exit::OutOfMemory,
+                    exit => exit,
                 })
+            })
         };
         match ended {
             // Starting a container was given up.

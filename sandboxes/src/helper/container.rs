@@ -25,12 +25,7 @@ pub(super) fn is_inside() -> io::Result<bool> {
 /// Connects to the caller and enters its mount namespace.
 pub(super) fn enter() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        flags,
-        None,
-    )?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(SOCKET)?)?;
     let namespace = wire::receive_namespace(socket.as_fd())?;
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;

@@ -273,11 +273,7 @@ fn attacked(
     digits: &str,
     attack: impl FnOnce(&[u32]),
 ) -> Result<(Exit, String), Error> {
-    let marker = format!(
-        "{digits}{}{}",
-        std::process::id(),
-        tree.number()
-    );
+    let marker = format!("{digits}{}{}", std::process::id(), tree.number());
     let line = shell(&format!(
         "trap '' TERM HUP; (setsid sleep {marker} &); sleep {marker}"
     ));

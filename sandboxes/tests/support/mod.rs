@@ -79,9 +79,7 @@ impl Tree {
         if backend == "runc" && !runtime && std::env::var_os("OBUILD_TEST_RUNTIME").is_none() {
             return obuild_fixtures::skip("needs runc");
         }
-        if !obuild_fixtures::root()
-            || backend == "docker" && obuild_fixtures::docker().is_none()
-        {
+        if !obuild_fixtures::root() || backend == "docker" && obuild_fixtures::docker().is_none() {
             return;
         }
         let Some(scratch) = scratch(FileSystem::Default) else {

@@ -199,7 +199,9 @@ impl Shared {
     ) -> Result<Rootfs, Error> {
         self.pin(&lease.slot, current)?;
         let below = layer_paths(&lease.cache, &current.layers);
-        let rootfs = self.trees.create(&self.place, &lease.slot, &below)?;
+        let rootfs = self
+            .cache_trees()
+            .create(&self.place, &lease.slot, &below)?;
         let top = format!("{}/fs", lease.slot);
         let owner = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
         rustix::fs::chownat(
@@ -218,7 +220,7 @@ impl Shared {
         let layer = self.unique();
         let slot = format!("caches/{cache}/{layer}");
         self.place.make_directory(&slot, 0o755)?;
-        self.trees.create(&self.place, &slot, &[])?;
+        self.cache_trees().create(&self.place, &slot, &[])?;
         let current = Current {
             name: name.to_owned(),
             token: self.unique(),
@@ -233,7 +235,7 @@ impl Shared {
 
     /// Notes in a lease which layers it stands on. The cache must be locked.
     fn pin(&self, slot: &str, current: &Current) -> Result<(), Error> {
-        if self.trees.layers().is_none() {
+        if self.cache_trees().layers().is_none() {
             return Ok(());
         }
         self.place
@@ -249,7 +251,7 @@ impl Shared {
             }
         };
         let replaced = self.replace_content(&lease)?;
-        if let Some(layers) = self.trees.layers()
+        if let Some(layers) = self.cache_trees().layers()
             && let Some(current) = replaced
             && current.layers.len() > layers.cache
         {
@@ -285,7 +287,7 @@ impl Shared {
         self.place
             .rename(&format!("{}/fs", lease.slot), &format!("{directory}/fs"))?;
         let mut layers = vec![CacheLayer { name, entries: 0 }];
-        if self.trees.layers().is_some() {
+        if self.cache_trees().layers().is_some() {
             layers.extend(old.layers);
         }
         let current = Current {
@@ -386,7 +388,7 @@ impl Shared {
             trash
         };
         for name in trash {
-            self.trees.destroy(&self.place, &name)?;
+            self.cache_trees().destroy(&self.place, &name)?;
         }
         Ok(())
     }

@@ -105,6 +105,10 @@ impl Shared {
         }
         rustix::fs::syncfs(self.place.descriptor())
             .map_err(|errno| self.place.error("write out", ".", errno))?;
+        if let Some(elsewhere) = self.trees.elsewhere(&self.place)? {
+            rustix::fs::syncfs(&elsewhere)
+                .map_err(|errno| self.place.error("write out the trees of", ".", errno))?;
+        }
         for mark in marks {
             self.place.unlink(&format!("provisional/{mark}"))?;
         }
@@ -158,7 +162,8 @@ impl Shared {
         if !dead.is_empty() {
             self.sweep_caches()?;
         }
-        self.delete_all(&trash)
+        let swept = self.trees.sweep(&self.place, &dead);
+        self.delete_all(&trash).and(swept)
     }
 }
 

@@ -37,6 +37,7 @@ use crate::trees::Trees;
 use crate::{Error, SnapshotId};
 use owner::{Owner, purpose, unique_name};
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -66,6 +67,11 @@ impl Shared {
     fn lock(&self, exclusive: bool) -> Result<Lock, Error> {
         let lock = self.place.lock(".", exclusive, self.wait)?;
         Ok(lock.expect("the directory that is held open is there"))
+    }
+
+    /// Returns how caches are kept.
+    fn cache_trees(&self) -> &dyn Trees {
+        self.trees.for_caches().unwrap_or(self.trees.as_ref())
     }
 
     /// Returns a number that this store gives once.
@@ -163,10 +169,10 @@ impl Store for Disk {
     }
 
     fn get(&self, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
-        Ok(self
-            .shared
-            .meta(id)?
-            .map(|meta| self.shared.snapshot(id, &meta)))
+        match self.shared.meta(id)? {
+            Some(meta) if self.shared.is_intact(id)? => self.shared.snapshot(id, &meta).map(Some),
+            _ => Ok(None),
+        }
     }
 
     fn remove(&self, id: SnapshotId) -> Result<(), Error> {
@@ -196,8 +202,10 @@ impl Store for Disk {
 
     fn space(&self) -> Result<Space, Error> {
         let place = &self.shared.place;
-        let statvfs = rustix::fs::fstatvfs(place.descriptor())
-            .map_err(|errno| place.error("look at", ".", errno))?;
+        let elsewhere = self.shared.trees.elsewhere(place)?;
+        let directory = elsewhere.as_ref().map_or(place.descriptor(), AsFd::as_fd);
+        let statvfs =
+            rustix::fs::fstatvfs(directory).map_err(|errno| place.error("look at", ".", errno))?;
         Ok(Space {
             total: statvfs.f_blocks * statvfs.f_frsize,
             available: statvfs.f_bavail * statvfs.f_frsize,

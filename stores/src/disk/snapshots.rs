@@ -7,7 +7,6 @@ use super::owner::LiveDrafts;
 use super::stack::crowd;
 use crate::draft::Draft;
 use crate::store::Snapshot;
-use crate::trees::readable;
 use crate::{Error, SnapshotId};
 use std::io;
 use std::sync::Arc;
@@ -68,16 +67,30 @@ impl Shared {
     }
 
     /// Describes a snapshot.
-    pub(super) fn snapshot(&self, id: SnapshotId, meta: &Meta) -> Snapshot {
+    pub(super) fn snapshot(&self, id: SnapshotId, meta: &Meta) -> Result<Snapshot, Error> {
         let layers: Vec<String> = [Layer::own(id)]
             .iter()
             .chain(&meta.lower)
             .map(|layer| layer.path())
             .collect();
-        Snapshot {
+        Ok(Snapshot {
             id,
             parent: meta.parent,
-            rootfs: readable(&self.place, &layers),
+            rootfs: self.trees.readable(&self.place, &layers)?,
+        })
+    }
+
+    /// Returns whether the tree of a snapshot that has its meta is there. One that somebody took away behind the store's back
+    /// is moved to the trash if nothing stands on it.
+    pub(super) fn is_intact(&self, id: SnapshotId) -> Result<bool, Error> {
+        let name = format!("snapshots/{id}");
+        if self.trees.is_intact(&self.place, &name)? {
+            return Ok(true);
+        }
+        tracing::warn!(%id, "the tree of a snapshot is not there any more");
+        match self.remove(id) {
+            Ok(()) | Err(Error::HasChildren { .. }) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -166,6 +179,9 @@ impl Shared {
         {
             self.squash_draft(&mut slot)?;
         }
+        if !self.place.exists(&format!("snapshots/{id}/meta"))? {
+            self.trees.seal(&self.place, &path, id)?;
+        }
         // Before the rename: no journal writes the later of two changes without the earlier, so after a power cut
         // the mark is there if the snapshot is.
         let mark = format!("provisional/{id}.{}.{}", slot.owner, number(&slot.name));
@@ -181,13 +197,13 @@ impl Shared {
                     let _lock = self.lock(true)?;
                     self.forget_child(parent, slot.id, &self.live_drafts()?)?;
                 }
-                return Ok(self.snapshot(id, &slot.meta));
+                return self.snapshot(id, &slot.meta);
             }
             if let Some(meta) = self.meta(id)? {
                 drop(renamed);
                 slot.throw_away()?;
                 self.place.unlink(&mark)?;
-                return Ok(self.snapshot(id, &meta));
+                return self.snapshot(id, &meta);
             }
             // What is left of a snapshot whose deletion was cut short.
             self.throw_away(&target)?;

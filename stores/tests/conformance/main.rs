@@ -26,6 +26,8 @@ macro_rules! suite {
         crate::suite!(@ overlay_on_xfs OVERLAY_ON_XFS $($test)*);
         crate::suite!(@ overlay_on_btrfs OVERLAY_ON_BTRFS $($test)*);
         crate::suite!(@ btrfs BTRFS $($test)*);
+        #[cfg(feature = "docker")]
+        crate::suite!(@ docker DOCKER $($test)*);
     };
     (@ $module:ident $subject:ident $($test:ident)*) => {
         mod $module {

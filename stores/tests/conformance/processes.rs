@@ -5,7 +5,7 @@
 
 use crate::subject::{Fixture, id};
 use crate::trees::{Tree, commit, tree};
-use obuild_stores::{Error, Options, Store, StoreUrl, open};
+use obuild_stores::{Error, Store, StoreUrl, open};
 use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -86,7 +86,7 @@ fn child() {
         return;
     };
     let number: u32 = std::env::var(NUMBER).unwrap().parse().unwrap();
-    let opened = open(&url.parse().unwrap(), &Options::default());
+    let opened = open(&url.parse().unwrap(), &crate::subject::options());
     if role == "be refused" {
         println!("refused: {}", opened.err().unwrap());
         return;

@@ -35,6 +35,12 @@ pub(crate) const BTRFS: Subject = Subject {
     file_system: FileSystem::Btrfs,
 };
 
+#[cfg(feature = "docker")]
+pub(crate) const DOCKER: Subject = Subject {
+    kind: Some("docker"),
+    file_system: FileSystem::Default,
+};
+
 /// An open store and its directory.
 pub(crate) struct Fixture {
     pub(crate) store: Arc<dyn Store>,
@@ -48,12 +54,15 @@ impl Subject {
         if !root() {
             return None;
         }
+        if self.kind == Some("docker") {
+            obuild_fixtures::docker()?;
+        }
         let directory = scratch(self.file_system)?;
         let store: Arc<dyn Store> = match self.kind {
             None => Arc::new(Memory::create(directory.path()).unwrap()),
             Some(kind) => {
                 let url = url(kind, &directory.path().join("store"));
-                open(&url, &Options::default()).unwrap()
+                open(&url, &options()).unwrap()
             }
         };
         Some(Fixture {
@@ -91,14 +100,14 @@ impl Fixture {
 
     /// Opens the store once more.
     pub(crate) fn reopen(&self) -> Arc<dyn Store> {
-        open(&self.url(), &Options::default()).unwrap()
+        open(&self.url(), &options()).unwrap()
     }
 
     /// Opens it as after the boot `boot_id`.
     pub(crate) fn reopen_after_boot(&self, boot_id: &str) -> Arc<dyn Store> {
         let options = Options {
             boot_id: Some(boot_id.to_owned()),
-            ..Options::default()
+            ..options()
         };
         open(&self.url(), &options).unwrap()
     }
@@ -143,6 +152,7 @@ pub(crate) fn leftovers(path: &Path) -> Vec<PathBuf> {
         "caches",
         "trash",
         "state",
+        "docker",
     ];
     let mut found = Vec::new();
     let mut pending = vec![path.to_owned()];
@@ -162,6 +172,15 @@ pub(crate) fn leftovers(path: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// Returns how stores under test are opened.
+pub(crate) fn options() -> Options {
+    let mut options = Options::default();
+    if let Some(socket) = std::env::var_os("OBUILD_TEST_DOCKER") {
+        options.docker_socket = socket.into();
+    }
+    options
 }
 
 pub(crate) fn url(kind: &str, path: &Path) -> StoreUrl {
