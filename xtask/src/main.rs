@@ -14,6 +14,7 @@ mod bless;
 mod cmd;
 mod debian;
 mod demo;
+mod dockerd;
 mod docs;
 mod examples;
 mod filesystems;

@@ -23,6 +23,7 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("btrfs"), "btrfs-progs"),
     (Sign::Program("mkfs.xfs"), "xfsprogs"),
     (Sign::Program("runc"), "runc"),
+    (Sign::Program("dockerd"), "docker.io"),
     (Sign::File("/bin/busybox"), "busybox-static"),
     (Sign::Program("debootstrap"), "debootstrap"),
     (

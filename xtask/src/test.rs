@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cargo xtask test`: installs and makes what the tests need, runs every check, takes it all down again.
 
-use crate::cmd::Cmd;
+use crate::cmd::{Background, Cmd};
 use crate::filesystems::Scratch;
 use crate::report::Report;
-use crate::{debian, docs, examples, lint, packages, workspace};
+use crate::{debian, dockerd, docs, examples, lint, packages, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         docs::checks(&mut report);
         surroundings.run_examples(&mut report);
     }
+    drop(surroundings.docker.take());
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
     }
@@ -34,6 +35,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 
 /// What the tests find through `OBUILD_TEST_*`.
 struct Surroundings {
+    /// Before the directory that it has its things in.
+    docker: Option<Background>,
     scratch: Option<Scratch>,
     variables: Vec<(&'static str, PathBuf)>,
 }
@@ -47,6 +50,7 @@ impl Surroundings {
             let reason = "not root: no file systems are made; tests that need them or root skip";
             report.lack("test file systems", reason);
             return Ok(Self {
+                docker: None,
                 scratch: Some(scratch),
                 variables,
             });
@@ -60,11 +64,21 @@ impl Surroundings {
             variables.push(("OBUILD_TEST_XFS", scratch.xfs(IMAGE_BYTES)?));
             Ok(())
         });
+        let mut docker = None;
+        report.check("docker daemon", || {
+            let root = scratch.directory("docker")?;
+            let mut daemon = dockerd::start(&root, &[])?;
+            dockerd::wait(&root, &mut daemon)?;
+            docker = Some(daemon);
+            variables.push(("OBUILD_TEST_DOCKER", dockerd::socket(&root)));
+            Ok(())
+        });
         report.check("Debian root", || {
             variables.push(("OBUILD_TEST_DEBIAN", debian::tar()?));
             Ok(())
         });
         Ok(Self {
+            docker,
             scratch: Some(scratch),
             variables,
         })
