@@ -2,7 +2,7 @@
 //! The caller's side of one step: hands it to the helper, passes its output on, ends it in time.
 
 use crate::Cancel;
-use crate::sandbox::{Command, Error, Exit, MountSource, Rootfs, Stdio};
+use crate::sandbox::{Command, Error, Exit, Rootfs, Stdio};
 use crate::terminal::Terminal;
 use crate::wire::{self, Failure, Received, Reply, Request, Runtime, Streams};
 use crate::zygote::Helper;
@@ -43,10 +43,8 @@ pub(crate) fn run(
     if cancel.is_cancelled() {
         return Ok(Exit::Cancelled);
     }
-    let result = begin(helper, command, rootfs, stdio, surroundings)
-        .and_then(|step| step.wait(command.limits.timeout, cancel));
-    settle(rootfs, command);
-    result
+    begin(helper, command, rootfs, stdio, surroundings)
+        .and_then(|step| step.wait(command.limits.timeout, cancel))
 }
 
 /// Refuses what no kernel call can express.
@@ -87,26 +85,6 @@ fn check(command: &Command) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// Takes away the mark that a volatile overlay leaves in its work directory: the kernel refuses to mount the same layers again while
-/// it is there. linux v6.18 Documentation/filesystems/overlayfs.rst "Volatile mount".
-fn settle(rootfs: &Rootfs, command: &Command) {
-    let mounts = command
-        .mounts
-        .iter()
-        .filter_map(|mount| match &mount.source {
-            MountSource::Tree(rootfs) => Some(rootfs),
-            MountSource::Tmpfs { .. } => None,
-        });
-    for rootfs in mounts.chain([rootfs]) {
-        if let Rootfs::Overlay(recipe) = rootfs
-            && let Some(upper) = &recipe.upper
-        {
-            // Missing when the overlay was never mounted.
-            let _ = fs_err::remove_dir_all(upper.work.join("work/incompat"));
-        }
-    }
 }
 
 /// A step that was handed to the helper.

@@ -187,22 +187,30 @@ pub(crate) fn close_from(first: u32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
 }
 
-/// Sets and clears attributes (`MOUNT_ATTR_*`) of the mount at `mount`, with all below it when `recursive`, and makes it private
-/// when `private`.
-pub(crate) fn mount_setattr(
+/// Sets and clears attributes (`MOUNT_ATTR_*`) of the mount at `mount`.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, clear: u64) -> io::Result<()> {
+    change_mount(mount, 0, set, clear, 0)
+}
+
+/// Keeps what is mounted at `mount` and below from the mounts that these are copies of; what is mounted there still comes here.
+pub(crate) fn keep_mounts(mount: BorrowedFd<'_>) -> io::Result<()> {
+    change_mount(mount, libc::AT_RECURSIVE, 0, 0, libc::MS_SLAVE)
+}
+
+fn change_mount(
     mount: BorrowedFd<'_>,
-    recursive: bool,
+    flags: libc::c_int,
     set: u64,
     clear: u64,
-    private: bool,
+    propagation: u64,
 ) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: set,
         attr_clr: clear,
-        propagation: if private { libc::MS_PRIVATE } else { 0 },
+        propagation,
         userns_fd: 0,
     };
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = libc::AT_EMPTY_PATH | flags;
     // SAFETY: the path is an empty C string, and the structure has the size given.
     check(unsafe {
         libc::syscall(

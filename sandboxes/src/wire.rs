@@ -87,7 +87,7 @@ pub(crate) enum Reply {
 }
 
 /// Why a command could not be run; the form of [`Error`] that can be sent.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Failure {
     Setup { action: String, errno: i32 },
     NoProgram { program: BString, reason: String },
@@ -191,7 +191,7 @@ pub(crate) fn send_request(
     };
     let flags = runtime | network;
     let mut packet = vec![flags];
-    serde_json::to_writer(&mut packet, request).map_err(io::Error::other)?;
+    packet.extend(postcard::to_allocvec(request).map_err(io::Error::other)?);
     if packet.len() <= PACKET_BYTES {
         return send(socket, &packet, descriptors);
     }
@@ -263,7 +263,7 @@ impl Parcel {
             }
             None => return Err(io::Error::other("an empty request")),
         };
-        let request = serde_json::from_slice(&content).map_err(io::Error::other)?;
+        let request = postcard::from_bytes(&content).map_err(io::Error::other)?;
         Ok((request, self.descriptors))
     }
 }
@@ -285,11 +285,12 @@ pub(crate) fn send_reply(
     reply: &Reply,
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let mut packet = serde_json::to_vec(reply).map_err(io::Error::other)?;
+    let mut packet = postcard::to_allocvec(reply).map_err(io::Error::other)?;
     if packet.len() > PACKET_BYTES
         && let Reply::Failed(failure) = reply
     {
-        packet = serde_json::to_vec(&Reply::Failed(failure.clipped())).map_err(io::Error::other)?;
+        packet =
+            postcard::to_allocvec(&Reply::Failed(failure.clipped())).map_err(io::Error::other)?;
     }
     send(socket, &packet, descriptors)
 }
@@ -309,7 +310,7 @@ pub(crate) fn receive_reply(socket: BorrowedFd<'_>) -> io::Result<Received> {
     match receive(socket, &mut packet, RecvFlags::DONTWAIT) {
         Ok((0, _)) => Ok(Received::Closed),
         Ok((length, mut descriptors)) => {
-            let reply = serde_json::from_slice(&packet[..length]).map_err(io::Error::other)?;
+            let reply = postcard::from_bytes(&packet[..length]).map_err(io::Error::other)?;
             Ok(Received::Reply(reply, descriptors.pop()))
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Received::Nothing),

@@ -152,6 +152,11 @@ impl Place {
         self.write_through(name, content, OFlags::empty(), false)
     }
 
+    /// Writes at the end of a file that is there.
+    pub(crate) fn append(&self, name: &str, content: &str) -> Result<(), Error> {
+        self.write_through(name, content, OFlags::APPEND, false)
+    }
+
     /// Replaces a file at once: it has the old content or the new, whatever happens.
     pub(crate) fn replace(&self, name: &str, content: &str, durable: bool) -> Result<(), Error> {
         let temporary = format!("{name}.new");
@@ -163,10 +168,10 @@ impl Place {
         &self,
         name: &str,
         content: &str,
-        truncate: OFlags,
+        how: OFlags,
         durable: bool,
     ) -> Result<(), Error> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | truncate;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | how;
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
         let file = rustix::fs::openat(&self.descriptor, name, flags, mode)
             .map_err(|errno| self.error("create", name, errno))?;
@@ -176,7 +181,7 @@ impl Place {
                 rustix::io::write(&file, rest).map_err(|errno| self.error("write", name, errno))?;
             rest = &rest[count..];
         }
-        if truncate.is_empty() {
+        if how.is_empty() {
             rustix::fs::ftruncate(&file, content.len() as u64)
                 .map_err(|errno| self.error("write", name, errno))?;
         }

@@ -145,12 +145,6 @@ impl Cmd {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Runs it, shows nothing, and returns whether it succeeded.
-    pub(crate) fn try_quietly(mut self) -> bool {
-        self.command.stdout(Stdio::null()).stderr(Stdio::null());
-        self.wait().is_ok_and(|output| output.status.success())
-    }
-
     fn wait(&mut self) -> Result<Output> {
         if !self.quiet {
             eprintln!("$ {}", self.shown);

@@ -3,6 +3,7 @@
 //! `lib/runc_sandbox.ml` has the same list).
 
 use super::private::{Private, is_readonly};
+use super::template::{HOSTS, NODES, Template};
 use crate::sandbox::{Mount, MountSource, Network};
 use crate::tree::{Attributes, Kind, Tree, attach, bind, file_system};
 use crate::wire::{Failure, Streams, Trying};
@@ -37,16 +38,6 @@ pub(super) const READ_ONLY: &[&str] = &[
     "/proc/sysrq-trigger",
 ];
 
-// Character devices of linux v6.18 Documentation/admin-guide/devices.txt: name, major, minor.
-const NODES: &[(&str, u32, u32)] = &[
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-];
-
 const DEV_LINKS: &[(&str, &str)] = &[
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -67,65 +58,59 @@ pub(super) fn place(
     attach(mount, point.as_fd()).trying(action)
 }
 
-/// Puts everything that is shown from the private directory into it, but for secrets.
-pub(super) fn fill(private: &Private, network: Network) -> Result<(), Failure> {
-    let old = rustix::process::umask(Mode::empty());
-    for &(name, major, minor) in NODES {
-        let device = rustix::fs::makedev(major, minor);
-        let mode = Mode::from_raw_mode(0o666);
-        let directory = private.directory();
-        rustix::fs::mknodat(directory, name, FileType::CharacterDevice, mode, device)
-            .trying(|| format!("make /dev/{name}"))?;
-    }
-    rustix::process::umask(old);
-    private.make_directory("empty")?;
-    write_host_files(private, network)
-}
-
 /// Writes the files that tell the step about its host.
 pub(super) fn write_host_files(private: &Private, network: Network) -> Result<(), Failure> {
-    const HOSTS: &[u8] = b"127.0.0.1 localhost builder\n::1 localhost ip6-localhost ip6-loopback\n";
     private.write("hosts", HOSTS, 0o644, (0, 0))?;
-    if network == Network::Host {
-        // A copy: the host's own file may be a link, or be replaced while the step runs.
-        let content = match fs_err::read("/etc/resolv.conf") {
-            Ok(content) => content,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error).trying(|| "read the host's /etc/resolv.conf"),
-        };
-        private.write("resolv.conf", &content, 0o644, (0, 0))?;
+    match network {
+        Network::None => Ok(()),
+        Network::Host => write_resolver(private),
     }
-    Ok(())
+}
+
+/// Writes a copy of the host's `/etc/resolv.conf`: the file itself may be a link, or be replaced while the step runs.
+fn write_resolver(private: &Private) -> Result<(), Failure> {
+    let content = match fs_err::read("/etc/resolv.conf") {
+        Ok(content) => content,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).trying(|| "read the host's /etc/resolv.conf"),
+    };
+    private.write("resolv.conf", &content, 0o644, (0, 0))
 }
 
 /// Shows the files that tell the step about its host.
 pub(super) fn host_files(
     tree: &mut Tree,
+    template: &Template,
     private: &Private,
     network: Network,
 ) -> Result<(), Failure> {
-    place(tree, &private.show("hosts")?, b"/etc/hosts", Kind::File)?;
+    place(tree, &template.show("hosts")?, b"/etc/hosts", Kind::File)?;
     if network == Network::Host {
+        write_resolver(private)?;
         let mount = private.show("resolv.conf")?;
         place(tree, &mount, b"/etc/resolv.conf", Kind::File)?;
     }
     Ok(())
 }
 
-/// Mounts what every Linux program expects. Seals the private directory.
-pub(super) fn system(tree: &mut Tree, private: &Private, streams: &Streams) -> Result<(), Failure> {
+/// Mounts what every Linux program expects.
+pub(super) fn system(
+    tree: &mut Tree,
+    template: &Template,
+    streams: &Streams,
+) -> Result<(), Failure> {
     let proc = file_system("proc", &[], Attributes::NO_EXEC).trying(|| "make /proc")?;
     place(tree, &proc, b"/proc", Kind::Directory)?;
 
     // The directory itself is nodev, since steps may make nodes; ours are mounted into it one by one, read-only, which keeps their
     // modes but not the devices behind them from being changed.
     let action = || "make /dev";
-    private.make_directory("dev")?;
-    let dev = bind(private.directory(), b"dev", Attributes::NO_EXEC).trying(action)?;
+    // The size is that of the OCI runtimes' /dev.
+    let options = [("mode", "755"), ("size", "65536k")];
+    let dev = file_system("tmpfs", &options, Attributes::NO_EXEC).trying(action)?;
     place(tree, &dev, b"/dev", Kind::Directory)?;
-    private.seal()?;
     for &(name, _, _) in NODES {
-        attach_file(&dev, name, &private.show(name)?).trying(|| format!("mount /dev/{name}"))?;
+        attach_file(&dev, name, &template.show(name)?).trying(|| format!("mount /dev/{name}"))?;
     }
     if let Streams::Inherit {
         terminal: Some(path),
@@ -228,7 +213,8 @@ pub(super) fn refuse_kernel_files(tree: &Tree, target: &[u8]) -> Result<(), Fail
 
 /// The masked and read-only paths that this kernel has.
 pub(super) struct Protected {
-    masked: Vec<&'static str>,
+    /// With whether each is a directory.
+    masked: Vec<(&'static str, bool)>,
     read_only: Vec<&'static str>,
     /// Whether the host has cgroups of version 2 only.
     pub(super) unified: bool,
@@ -247,21 +233,31 @@ impl Protected {
             rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|found| found.f_type == 0x6367_7270);
         Self {
             unified,
-            masked: MASKED.iter().copied().filter(exists).collect(),
+            masked: MASKED
+                .iter()
+                .copied()
+                .filter(exists)
+                // Of what the host itself does not show, all that there may be is directories.
+                .map(|path| {
+                    (
+                        path,
+                        fs_err::metadata(path).is_ok_and(|found| !found.is_dir()),
+                    )
+                })
+                .map(|(path, file)| (path, !file))
+                .collect(),
             read_only: READ_ONLY.iter().copied().filter(exists).collect(),
         }
     }
 
     /// Hides and write-protects what leads to the host.
-    pub(super) fn apply(&self, tree: &Tree, private: &Private) -> Result<(), Failure> {
-        for path in &self.masked {
+    pub(super) fn apply(&self, tree: &Tree, template: &Template) -> Result<(), Failure> {
+        for (path, directory) in &self.masked {
             let action = || format!("hide {path}");
             let Some(point) = point(tree, path)? else {
                 continue;
             };
-            let stat = rustix::fs::fstat(&point).trying(action)?;
-            let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            let mount = private.show(if directory { "empty" } else { "null" })?;
+            let mount = template.show(if *directory { "empty" } else { "null" })?;
             attach(&mount, point.as_fd()).trying(action)?;
         }
         for path in &self.read_only {

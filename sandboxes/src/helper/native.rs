@@ -3,6 +3,7 @@
 
 use super::init::Stdio;
 use super::private::{Private, is_readonly};
+use super::template::Template;
 use super::{Prepared, accounts, exec, mounts, programs};
 use crate::sys;
 use crate::tree::{Attributes, Kind, Tree, attach};
@@ -15,10 +16,9 @@ use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 use std::path::Path;
 
-/// Gives the process its own mounts, which the host never sees.
+/// Keeps the mounts of the process, in whose mount namespace nobody else is, from the host.
 pub(super) fn own_mounts() -> Result<(), Failure> {
-    sys::mount_setattr(open_host("/")?.as_fd(), true, 0, 0, true)
-        .trying(|| "keep the step's mounts to itself")
+    sys::keep_mounts(open_host("/")?.as_fd()).trying(|| "keep the step's mounts to itself")
 }
 
 pub(super) fn open_host(path: impl AsRef<Path>) -> Result<OwnedFd, Failure> {
@@ -40,7 +40,6 @@ pub(super) fn start(
     // The process is in its network namespace already: see `networks`.
     let namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     sys::unshare(namespaces).trying(|| "make namespaces")?;
-    own_mounts()?;
     let cgroups = request
         .cgroups
         .iter()
@@ -49,8 +48,9 @@ pub(super) fn start(
                 .trying(|| format!("open {}", path.display()))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    // Any directory of the host will do that nothing is looked for in: this one is covered in the step's own mount namespace only.
-    let private = Private::new(&open_host("/sys")?)?;
+    prepared.template.clone()?;
+    let template = Template::open()?;
+    let private = Private::new(Template::open()?.place());
     let root = private.mount_tree(&request.rootfs, "root", Attributes::ROOT)?;
     attach(&root, open_host("/")?.as_fd()).trying(|| "mount the root")?;
     let tree = slot.insert(Tree::new(root));
@@ -58,13 +58,12 @@ pub(super) fn start(
     let account = accounts::find(tree, &command.user)?;
     let owner = (account.uid, account.gid);
 
-    mounts::fill(&private, command.network)?;
     for (index, value) in secrets.iter().enumerate() {
         private.write(&format!("secret-{index}"), value, 0o400, owner)?;
     }
 
-    mounts::system(tree, &private, &request.streams)?;
-    mounts::host_files(tree, &private, command.network)?;
+    mounts::system(tree, &template, &request.streams)?;
+    mounts::host_files(tree, &template, &private, command.network)?;
     for (mount, kind, target) in extra {
         let point = tree.point(target, kind);
         let point = point.trying(|| format!("mount {} in the tree", target.as_bstr()))?;
@@ -76,7 +75,7 @@ pub(super) fn start(
         let mount = private.show(&format!("secret-{index}"))?;
         mounts::place(tree, &mount, &secret.target, Kind::File)?;
     }
-    prepared.protected.apply(tree, &private)?;
+    prepared.protected.apply(tree, &template)?;
     let workdir = tree
         .directory(&command.workdir)
         .trying(|| format!("enter the working directory {}", command.workdir))?;

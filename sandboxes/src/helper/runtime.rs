@@ -41,7 +41,7 @@ pub(super) fn start<'a>(
     let proc = file_system("proc", &[], Attributes::NO_EXEC).trying(|| "make /proc")?;
     attach(&proc, native::open_host("/proc")?.as_fd()).trying(|| "mount /proc")?;
 
-    let private = Private::new(&native::open_host(&runtime.bundle)?)?;
+    let private = Private::new(native::open_host(&runtime.bundle)?);
     private.make_directory("rootfs")?;
     let root = private.mount_tree(&request.rootfs, "root", Attributes::ROOT)?;
     mount(&private, "rootfs", &root)?;
@@ -126,7 +126,7 @@ fn mount(private: &Private, name: &str, made: &OwnedFd) -> Result<(), Failure> {
     let action = || format!("mount the sandbox's own {name}");
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let place =
-        rustix::fs::openat(private.directory(), name, flags, Mode::empty()).trying(action)?;
+        rustix::fs::openat(private.directory()?, name, flags, Mode::empty()).trying(action)?;
     attach(made, place.as_fd()).trying(action)
 }
 

@@ -2,7 +2,7 @@
 //! Mounts by descriptor: made detached, then attached to an open directory or file, so that no path is looked up twice and no symbolic
 //! link in a tree leads anywhere else. Linux 5.12 or newer.
 
-use crate::sandbox::OverlayMount;
+use crate::sandbox::{OverlayMount, Upper};
 use crate::sys;
 use crate::wire::{Failure, Trying};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -53,13 +53,7 @@ impl Attributes {
         } else {
             MountAttrFlags::empty()
         };
-        sys::mount_setattr(
-            mount,
-            false,
-            self.0.bits().into(),
-            clear.bits().into(),
-            false,
-        )
+        sys::mount_setattr(mount, self.0.bits().into(), clear.bits().into())
     }
 }
 
@@ -116,11 +110,11 @@ const PORTABLE: &[(&str, &str)] = &[
 
 /// Returns a detached mount of an overlay. The kernel does not sync it when it goes: whoever keeps the upper layer does.
 ///
-/// `place` is a directory of a tmpfs in the mount namespace of the process, for kernels that need one to mount on.
-pub(crate) fn overlay(
+/// `place` returns a directory of a tmpfs in the mount namespace of the process, for kernels that need one to mount on.
+pub(crate) fn overlay<'a>(
     recipe: &OverlayMount,
     with: Attributes,
-    place: BorrowedFd<'_>,
+    place: impl FnOnce() -> Result<BorrowedFd<'a>, Failure>,
 ) -> Result<OwnedFd, Failure> {
     let action = |why: &str| {
         let top = recipe.upper.as_ref().map(|upper| &upper.upper);
@@ -141,7 +135,7 @@ pub(crate) fn overlay(
         match rustix::mount::fsconfig_set_string(&context, "lowerdir+", name.as_os_str()) {
             // Before Linux 6.7 layers cannot be given one by one.
             Err(Errno::INVAL) if index == 0 => {
-                return overlay_at_once(recipe, with, place).trying(plain);
+                return overlay_at_once(recipe, with, place()?).trying(plain);
             }
             result => result.or_else(explained)?,
         }
@@ -153,6 +147,7 @@ pub(crate) fn overlay(
             rustix::mount::fsconfig_set_string(&context, key, name.as_os_str())
                 .or_else(explained)?;
         }
+        allow_again(upper);
         rustix::mount::fsconfig_set_flag(&context, "volatile").or_else(explained)?;
     }
     for (key, value) in PORTABLE {
@@ -160,6 +155,16 @@ pub(crate) fn overlay(
     }
     rustix::mount::fsconfig_create(&context).or_else(explained)?;
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, with.0).trying(plain)
+}
+
+/// Takes away the mark that a volatile overlay leaves in its work directory: the kernel refuses to mount the same layers again while
+/// it is there. linux v6.18 Documentation/filesystems/overlayfs.rst "Volatile mount".
+fn allow_again(upper: &Upper) {
+    let mark = upper.work.join("work/incompat/volatile");
+    if rustix::fs::unlink(mark.join("dirty")).is_ok() {
+        // If this fails, the mount says so.
+        let _ = rustix::fs::rmdir(mark);
+    }
 }
 
 /// Returns whether this kernel takes overlay layers one by one (Linux 6.7).
@@ -188,6 +193,7 @@ fn overlay_at_once(
         options.extend_from_slice(descriptor_path(lower, &mut held)?.as_bytes());
     }
     if let Some(upper) = &recipe.upper {
+        allow_again(upper);
         for (key, path) in [("upperdir", &upper.upper), ("workdir", &upper.work)] {
             options.extend_from_slice(format!(",{key}=").as_bytes());
             options.extend_from_slice(descriptor_path(path, &mut held)?.as_bytes());
@@ -254,7 +260,6 @@ fn said(context: BorrowedFd<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::Upper;
 
     /// Kernels before 6.7 take this way; newer ones can go it too.
     #[test]
@@ -287,7 +292,7 @@ mod tests {
                 rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
                     .expect("opened")
             };
-            sys::mount_setattr(open(Path::new("/")).as_fd(), true, 0, 0, true).expect("private");
+            sys::keep_mounts(open(Path::new("/")).as_fd()).expect("kept");
             let tmpfs =
                 file_system("tmpfs", &[("mode", "755")], Attributes::DATA).expect("a tmpfs");
             attach(&tmpfs, open(&place).as_fd()).expect("attached");

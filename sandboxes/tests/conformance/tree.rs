@@ -255,11 +255,8 @@ fn nothing_stays_in_an_overlay(tree: &Tree) {
         Err(rustix::io::Errno::NODATA),
         "layers hold nothing random"
     );
-    let work = listing(&tree.path("work"));
-    assert!(
-        work.iter().all(|line| !line.contains("incompat")),
-        "{work:?}"
-    );
+    // The kernel's mark of a volatile mount is no obstacle.
+    tree.output_of(&command, &tree.overlay());
 }
 
 fn what_the_step_puts_into_a_mount_point_stays(tree: &Tree) {

@@ -7,6 +7,7 @@
 //!                         none for a tree that is whole
 //! merged 120              only where layers were squashed: children stand on `merged`, of so many entries …
 //! over 9f86…/fs 0         … and on these layers
+//! void                    only where the snapshot changed nothing: its tree is that of `lower`, its own layer is left out
 //! ```
 
 use crate::SnapshotId;
@@ -18,7 +19,12 @@ pub(crate) struct Meta {
     pub(crate) parent: Option<SnapshotId>,
     pub(crate) lower: Vec<Layer>,
     pub(crate) merged: Option<Merged>,
+    /// Whether its own layer changes nothing, so that neither it nor its children need it.
+    pub(crate) void: bool,
 }
+
+/// The line that says so.
+pub(crate) const VOID: &str = "void\n";
 
 /// A directory of a snapshot that serves as a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,14 +94,25 @@ impl Meta {
         };
         let mut lower = Vec::new();
         if stacked {
-            lower.push(top);
+            if !self.void {
+                lower.push(top);
+            }
             lower.extend(rest);
         }
         Self {
             parent: Some(id),
             lower,
-            merged: None,
+            ..Self::default()
         }
+    }
+
+    /// Returns the layers of the tree of the snapshot `id`, which has this meta, topmost first.
+    pub(crate) fn layers(&self, id: SnapshotId) -> Vec<String> {
+        let own = (!self.void).then(|| Layer::own(id));
+        own.iter()
+            .chain(&self.lower)
+            .map(|layer| layer.path())
+            .collect()
     }
 
     pub(crate) fn to_text(&self) -> String {
@@ -115,6 +132,9 @@ impl Meta {
                 write(&mut text, "over", layer);
             }
         }
+        if self.void {
+            text.push_str(VOID);
+        }
         text
     }
 
@@ -122,6 +142,10 @@ impl Meta {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut meta = Self::default();
         for line in text.lines() {
+            if line == VOID.trim_end() {
+                meta.void = true;
+                continue;
+            }
             let (key, value) = line.split_once(' ')?;
             match key {
                 "parent" => meta.parent = Some(value.parse().ok()?),
@@ -158,7 +182,9 @@ mod tests {
             entries: 9,
             over: vec![Layer::own(id(1))],
         });
-        for meta in [base, child, squashed] {
+        let mut void = child.clone();
+        void.void = true;
+        for meta in [base, child, squashed, void] {
             assert_eq!(Meta::parse(&meta.to_text()), Some(meta));
         }
         for damaged in [
@@ -193,5 +219,17 @@ mod tests {
             ]
         );
         assert_eq!(meta.child(id(3), false).lower, []);
+    }
+
+    #[test]
+    fn a_layer_that_changes_nothing_is_left_out() {
+        let mut meta = Meta::default().child(id(1), true).child(id(2), true);
+        meta.void = true;
+        assert_eq!(meta.child(id(3), true).lower, meta.lower);
+        assert_eq!(meta.child(id(3), true).parent, Some(id(3)));
+        assert_eq!(
+            meta.layers(id(3)),
+            [Layer::own(id(2)).path(), Layer::own(id(1)).path()]
+        );
     }
 }

@@ -2,12 +2,12 @@
 //! Drafts and snapshots.
 
 use super::Shared;
-use super::meta::{Layer, Merged, Meta};
+use super::meta::{Layer, Merged, Meta, VOID};
 use super::owner::LiveDrafts;
 use super::stack::crowd;
 use crate::draft::Draft;
 use crate::store::Snapshot;
-use crate::{Error, SnapshotId};
+use crate::{Error, SnapshotId, tree};
 use std::io;
 use std::sync::Arc;
 
@@ -68,15 +68,10 @@ impl Shared {
 
     /// Describes a snapshot.
     pub(super) fn snapshot(&self, id: SnapshotId, meta: &Meta) -> Result<Snapshot, Error> {
-        let layers: Vec<String> = [Layer::own(id)]
-            .iter()
-            .chain(&meta.lower)
-            .map(|layer| layer.path())
-            .collect();
         Ok(Snapshot {
             id,
             parent: meta.parent,
-            rootfs: self.trees.readable(&self.place, &layers)?,
+            rootfs: self.trees.readable(&self.place, &meta.layers(id))?,
         })
     }
 
@@ -174,10 +169,13 @@ impl Shared {
             renamed = Some(self.lock(false)?);
             self.place.mark(&format!("snapshots/{parent}/child.{id}"))?;
         }
-        if let Some(layers) = self.trees.layers()
-            && slot.meta.lower.len() >= layers.snapshot
-        {
-            self.squash_draft(&mut slot)?;
+        if let Some(layers) = self.trees.layers() {
+            if self.is_void(&slot)? {
+                slot.meta.void = true;
+                self.place.append(&format!("{path}/meta"), VOID)?;
+            } else if slot.meta.lower.len() >= layers.snapshot {
+                self.squash_draft(&mut slot)?;
+            }
         }
         if !self.place.exists(&format!("snapshots/{id}/meta"))? {
             self.trees.seal(&self.place, &path, id)?;
@@ -208,6 +206,19 @@ impl Shared {
             // What is left of a snapshot whose deletion was cut short.
             self.throw_away(&target)?;
         }
+    }
+
+    /// Returns whether the draft's layer changes nothing of what it stands on, as after `true`.
+    ///
+    /// Every layer makes each miss in a merged directory slower, and every mount.
+    fn is_void(&self, slot: &Slot) -> Result<bool, Error> {
+        let own = format!("{}/fs", slot.path());
+        let layer = |number: usize| {
+            let layer = slot.meta.lower.get(number)?;
+            Some(self.place.open_directory(&layer.path()))
+        };
+        let upper = self.open_layer(&own)?;
+        tree::is_void(&upper, layer).map_err(|errno| self.place.error("look at", &own, errno))
     }
 
     /// Makes `merged` from the draft's layer and the upper ones below it. The last one stays what it is: it is the

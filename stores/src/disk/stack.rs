@@ -23,7 +23,7 @@ pub(super) fn crowd(entries: &[u64]) -> usize {
 }
 
 impl Shared {
-    fn open_layer(&self, name: &str) -> Result<OwnedFd, Error> {
+    pub(super) fn open_layer(&self, name: &str) -> Result<OwnedFd, Error> {
         self.place
             .open_directory(name)
             .map_err(|errno| self.place.error("open", name, errno))

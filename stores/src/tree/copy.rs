@@ -53,19 +53,14 @@ fn copy_content(from: OwnedFd, to: OwnedFd) -> Result<()> {
 /// Gives `to` the owner, extended attributes, mode and times of `from`, whose `stat` is given. Attributes of the overlay
 /// itself stay as they are.
 pub(crate) fn copy_attributes(from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> Result<()> {
-    // The magic link works for every kind of file and every descriptor, O_PATH and links too (proc_pid_fd(5)).
-    let path = |descriptor: &OwnedFd| {
-        CString::new(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
-            .expect("digits and slashes")
-    };
-    let (from, target) = (path(from), path(to));
     let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     // Owner first: a change of owner clears the set-id bits and capabilities.
     let now = rustix::fs::fstat(to)?;
     if (now.st_uid, now.st_gid) != (stat.st_uid, stat.st_gid) {
         rustix::fs::chownat(to, c"", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
     }
-    copy_xattrs(&from, &target)?;
+    copy_xattrs(from, to)?;
+    let target = magic_link(to);
     if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
         rustix::fs::chmod(
             &target,
@@ -91,31 +86,51 @@ fn nanoseconds(value: u64) -> i64 {
 }
 
 /// Makes the extended attributes of `to` those of `from`.
-fn copy_xattrs(from: &CStr, to: &CStr) -> Result<()> {
+fn copy_xattrs(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
     let wanted = xattrs(from)?;
     for name in xattrs(to)? {
         if !wanted.contains(&name) {
-            rustix::fs::removexattr(to, &name)?;
+            rustix::fs::removexattr(&magic_link(to), &name)?;
         }
     }
     for name in wanted {
-        let size = rustix::fs::getxattr_query(from, &name)?;
-        let mut value = vec![0; size];
-        let length = rustix::fs::getxattr(from, &name, &mut value[..])?;
-        value.truncate(length);
-        rustix::fs::setxattr(to, &name, &value, XattrFlags::empty())?;
+        let value = xattr(from, &name)?;
+        rustix::fs::setxattr(&magic_link(to), &name, &value, XattrFlags::empty())?;
     }
     Ok(())
 }
 
+/// Returns a path that works for every kind of file and every descriptor, `O_PATH` and links too (proc_pid_fd(5)).
+fn magic_link(file: &OwnedFd) -> CString {
+    CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("digits and slashes")
+}
+
+/// Returns the value of a file's extended attribute.
+pub(super) fn xattr(file: &OwnedFd, name: &CStr) -> Result<Vec<u8>> {
+    let path = magic_link(file);
+    let size = rustix::fs::getxattr_query(&path, name)?;
+    let mut value = vec![0; size];
+    let length = rustix::fs::getxattr(&path, name, &mut value[..])?;
+    value.truncate(length);
+    Ok(value)
+}
+
 /// Returns the names of a file's extended attributes, without those of the overlay itself.
-fn xattrs(path: &CStr) -> Result<Vec<CString>> {
-    let size = match rustix::fs::listxattr_query(path) {
+pub(super) fn xattrs(file: &OwnedFd) -> Result<Vec<CString>> {
+    // Mostly there are none, and a look at the descriptor costs less than one at its path.
+    match rustix::fs::flistxattr_query(file) {
+        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        // open(2): O_PATH descriptors are good for no such call.
+        Ok(_) | Err(Errno::BADF) => {}
+        Err(errno) => return Err(errno),
+    }
+    let path = magic_link(file);
+    let size = match rustix::fs::listxattr_query(&path) {
         Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
         result => result?,
     };
     let mut list = vec![0; size];
-    let length = rustix::fs::listxattr(path, &mut list[..])?;
+    let length = rustix::fs::listxattr(&path, &mut list[..])?;
     let mut names = Vec::new();
     for name in list[..length].split(|byte| *byte == 0) {
         if name.is_empty() || (name.starts_with(OVERLAY) && !name.starts_with(NESTED)) {

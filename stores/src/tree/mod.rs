@@ -6,12 +6,14 @@ mod copy;
 mod merge;
 mod remove;
 mod size;
+mod void;
 mod whiteouts;
 
 pub(crate) use copy::{copy_attributes, copy_node};
 pub(crate) use merge::{Whiteouts, merge};
 pub(crate) use remove::{Subvolumes, remove};
 pub(crate) use size::{count, size};
+pub(crate) use void::is_void;
 pub(crate) use whiteouts::prune_whiteouts;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, StatFs};
