@@ -106,9 +106,15 @@ impl Facts {
     }
 }
 
+/// Returns the store's directory as its labels have it.
+fn home(place: &Place) -> String {
+    let path = place.path("").to_string_lossy().into_owned();
+    path.trim_end_matches('/').to_owned()
+}
+
 /// Returns the repository of a store's images.
 fn repository(place: &Place) -> String {
-    let digest = Sha256::digest(place.path("").as_os_str().as_bytes());
+    let digest = Sha256::digest(home(place).as_bytes());
     format!("obuild-{}", &hex::encode(digest)[..7])
 }
 
@@ -174,7 +180,7 @@ impl Docker {
                  {{\"storage-driver\": \"overlay2\", \"features\": {{\"containerd-snapshotter\": false}}}} in \
                  /etc/docker/daemon.json, or use overlay:{}, which --sandbox docker takes as well",
                 server.driver,
-                place.path("").display()
+                home(place)
             ));
         }
         if server.remaps_users {
@@ -251,7 +257,7 @@ impl Docker {
             // What `docker run` of the image starts when nothing is named.
             argv: vec!["/bin/sh".to_owned()],
             labels: vec![
-                label("store", &place.path("").to_string_lossy()),
+                label("store", &home(place)),
                 label("owner", owner),
                 label("step", id),
             ],
@@ -339,7 +345,7 @@ impl Docker {
 
 /// Returns the label of all that belongs to a store.
 fn of_store(place: &Place) -> String {
-    format!("obuild.store={}", place.path("").display())
+    format!("obuild.store={}", home(place))
 }
 
 /// Removes something; when the daemon cannot, for example because of a file that a build made immutable, its files go first.

@@ -80,7 +80,7 @@ fn docker_builds_with_any_store_and_any_sandbox() {
             "(run (secrets (token (target /run/token))) (shell \"wc -c < /run/token; hostname; \
                ls /sys/class/net; echo made > /made\"))
              (copy (src sub) (dst /sub/))
-             (run (cache (c (target /c))) (shell \"cat /made /sub/file; echo x >> /c/f; wc -l < /c/f\"))",
+             (run (cache (c (target /c))) (shell \"cat /made /sub/sub/file; echo x >> /c/f; wc -l < /c/f\"))",
         );
         let arguments = [
             "run",
@@ -130,7 +130,7 @@ fn docker_builds_with_any_store_and_any_sandbox() {
                 image,
                 "/bin/cat",
                 "/made",
-                "/sub/file",
+                "/sub/sub/file",
             ];
             assert_eq!(docker(&docked.socket, &run), "made\ncopied\n");
             let inspect = [

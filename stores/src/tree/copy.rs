@@ -90,17 +90,17 @@ fn copy_xattrs(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
     let wanted = xattrs(from)?;
     for name in xattrs(to)? {
         if !wanted.contains(&name) {
-            rustix::fs::removexattr(&magic_link(to), &name)?;
+            rustix::fs::removexattr(magic_link(to), &name)?;
         }
     }
     for name in wanted {
         let value = xattr(from, &name)?;
-        rustix::fs::setxattr(&magic_link(to), &name, &value, XattrFlags::empty())?;
+        rustix::fs::setxattr(magic_link(to), &name, &value, XattrFlags::empty())?;
     }
     Ok(())
 }
 
-/// Returns a path that works for every kind of file and every descriptor, `O_PATH` and links too (proc_pid_fd(5)).
+/// Returns a path that works for every kind of file and every descriptor, `O_PATH` and links too (`proc_pid_fd(5)`).
 fn magic_link(file: &OwnedFd) -> CString {
     CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("digits and slashes")
 }
