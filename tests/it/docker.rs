@@ -53,6 +53,18 @@ impl Docked {
         docker(&self.socket, &["images", "-aq", "--filter", &label])
     }
 
+    /// Returns the name of a step's image. Another store may have the same step.
+    fn image(&self, id: &str) -> String {
+        let label = format!("label=obuild.store={}", self.world.path("store").display());
+        let format = "{{.Repository}}:{{.Tag}}";
+        let images = docker(
+            &self.socket,
+            &["images", "--filter", &label, "--format", format],
+        );
+        let image = images.lines().find(|line| line.ends_with(id));
+        image.expect("the step has an image").to_owned()
+    }
+
     /// Removes everything through obuild and checks that docker has nothing more of it.
     fn finish(self) {
         self.world.ok(&["prune", "--all"]);
@@ -117,11 +129,8 @@ fn docker_builds_with_any_store_and_any_sandbox() {
         );
         if store == "docker" {
             // Anyone can run a step, and nothing of ours is in the image.
-            let images = docker(
-                &docked.socket,
-                &["images", "--format", "{{.Repository}}:{{.Tag}}"],
-            );
-            let image = images.lines().find(|line| line.ends_with(&id)).unwrap();
+            let image = docked.image(&id);
+            let image = image.as_str();
             let run = [
                 "run",
                 "--rm",
@@ -154,9 +163,11 @@ fn a_killed_build_leaves_nothing_with_docker() {
         return;
     };
     let world = &docked.world;
-    world.spec("(run (shell \"echo begun; sleep 986\"))");
+    let time = format!("986{}", std::process::id());
+    let sleep = format!("sleep\0{time}");
+    world.spec(&format!("(run (shell \"echo begun; sleep {time}\"))"));
     let mut build = world.start(&["run", "spec.sexp"]);
-    wait_for("the step", || crate::harness::process_runs("sleep\0986"));
+    wait_for("the step", || crate::harness::process_runs(&sleep));
     let name = format!("obuild-{}-", build.id());
     let ours = || {
         let all = docker(&docked.socket, &["ps", "-a", "--format", "{{.Names}}"]);
@@ -166,9 +177,7 @@ fn a_killed_build_leaves_nothing_with_docker() {
     assert_eq!(docked.containers().lines().count(), 1);
     build.kill().unwrap();
     build.wait().unwrap();
-    wait_for("the step's end", || {
-        !crate::harness::process_runs("sleep\0986")
-    });
+    wait_for("the step's end", || !crate::harness::process_runs(&sleep));
     wait_for("the container's end", || ours() == 0);
     // The next one takes the draft away.
     world.ok(&["ls"]);
@@ -182,19 +191,17 @@ fn what_docker_lost_is_built_again() {
         return;
     };
     let world = &docked.world;
-    let id = world.build("(run (shell \"echo made > /made\"))");
-    let images = docker(
-        &docked.socket,
-        &["images", "--format", "{{.Repository}}:{{.Tag}}"],
-    );
-    let image = images.lines().find(|line| line.ends_with(&id)).unwrap();
-    docker(&docked.socket, &["rmi", image]);
+    // Docker keeps a layer as long as any store has the same.
+    let place = world.path("").display().to_string();
+    let id = world.build(&format!("(run (shell \"echo {place} > /made\"))"));
+    let image = docked.image(&id);
+    docker(&docked.socket, &["rmi", &image]);
     let ran = world.run(&["run", "--progress", "plain", "spec.sexp"]);
     assert!(
         ran.stderr.contains("1 steps built") || ran.stderr.contains("1 step built"),
         "{ran:#?}"
     );
-    assert_eq!(world.inside(&id, "cat /made"), "made");
+    assert_eq!(world.inside(&id, "cat /made"), place);
     docked.finish();
 }
 
