@@ -3,11 +3,11 @@
 
 use crate::harness::{World, wait_for};
 use obuild_fixtures::FileSystem;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Asks the daemon, with docker's own command, what it has of ours.
-fn docker(socket: &PathBuf, arguments: &[&str]) -> String {
+fn docker(socket: &Path, arguments: &[&str]) -> String {
     let output = Command::new("docker")
         .args(arguments)
         .env("DOCKER_HOST", format!("unix://{}", socket.display()))
