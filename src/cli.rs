@@ -32,7 +32,7 @@ pub(crate) struct Global {
     /// Where results are kept: overlay:PATH, btrfs:PATH or docker:PATH [default: the best that the data directory allows]
     #[arg(long, global = true, value_name = "KIND:PATH", env = "OBUILD_STORE")]
     pub(crate) store: Option<String>,
-    /// The docker daemon of the docker store and sandbox: a socket of this host [default: unix:///var/run/docker.sock]
+    /// The docker daemon of the docker store and sandbox: a socket of this host [default: /var/run/docker.sock]
     #[arg(long, global = true, value_name = "unix://SOCKET", env = "DOCKER_HOST")]
     pub(crate) docker_host: Option<String>,
     /// Read this configuration file instead of the default one
