@@ -44,7 +44,7 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
     };
     let kind = progress::choose(kind);
     let store = open_store(global, &config)?;
-    let sandbox = open_sandbox(&options.sandbox, &config, &*store)?;
+    let sandbox = open_sandbox(global, &options.sandbox, &config, &*store)?;
     check_limits(&*sandbox, &limits)?;
     let jobs = options
         .jobs

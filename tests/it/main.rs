@@ -14,6 +14,8 @@ mod caches;
 mod commands;
 mod copies;
 mod crashes;
+#[cfg(feature = "docker")]
+mod docker;
 mod harness;
 mod rootless;
 mod secrets;

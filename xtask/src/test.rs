@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cargo xtask test`: installs and makes what the tests need, runs every check, takes it all down again.
 
-use crate::cmd::Cmd;
+use crate::cmd::{Background, Cmd};
 use crate::filesystems::Scratch;
 use crate::reaper::Guard;
 use crate::report::Report;
 use crate::rootless::{self, Users};
 use crate::zfs::Pool;
-use crate::{accounts, debian, docs, examples, faults, lint, packages, workspace};
+use crate::{accounts, debian, dockerd, docs, examples, faults, lint, packages, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -52,6 +52,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     }
     // Before the directories that their homes are in.
     surroundings.accounts.clear();
+    drop(surroundings.docker.take());
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
     }
@@ -64,6 +65,8 @@ struct Surroundings {
     pool: Option<Pool>,
     /// Deleted before the file systems go: fields are dropped in their order.
     accounts: Vec<Guard>,
+    /// Before the directory that it has its things in.
+    docker: Option<Background>,
     scratch: Option<Scratch>,
     users: Option<Users>,
     variables: Vec<(&'static str, PathBuf)>,
@@ -80,6 +83,7 @@ impl Surroundings {
             return Ok(Self {
                 pool: None,
                 accounts: Vec::new(),
+                docker: None,
                 scratch: Some(scratch),
                 users: None,
                 variables,
@@ -99,6 +103,15 @@ impl Surroundings {
             let made = Pool::create(scratch.path(), IMAGE_BYTES)?;
             variables.push(("OBUILD_TEST_ZFS", made.name().into()));
             pool = Some(made);
+            Ok(())
+        });
+        let mut docker = None;
+        report.check("docker daemon", || {
+            let root = scratch.directory("docker")?;
+            let mut daemon = dockerd::start(&root, &[])?;
+            dockerd::wait(&root, &mut daemon)?;
+            docker = Some(daemon);
+            variables.push(("OBUILD_TEST_DOCKER", dockerd::socket(&root)));
             Ok(())
         });
         report.check("Debian root", || {
@@ -132,6 +145,7 @@ impl Surroundings {
         Ok(Self {
             pool,
             accounts,
+            docker,
             scratch: Some(scratch),
             users,
             variables,

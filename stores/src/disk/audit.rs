@@ -163,7 +163,11 @@ impl Audit<'_> {
             if let Some(there) = there.get(&name) {
                 return Ok(*there);
             }
-            let exists = place.exists(&name)?;
+            let exists = if name.ends_with("/fs") {
+                shared.trees.is_there(place, &name)?
+            } else {
+                place.exists(&name)?
+            };
             there.insert(name, exists);
             Ok(exists)
         };

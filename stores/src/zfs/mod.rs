@@ -31,7 +31,7 @@ pub use dataset::Dataset;
 use crate::disk::unique_name;
 use crate::place::Place;
 use crate::trees::{self, Layers, Trees};
-use crate::{Error, Kind, Rootfs, Space, StoreUrl, sys};
+use crate::{Error, Kind, Rootfs, SnapshotId, Space, StoreUrl, sys};
 use dataset::{mounts_below, unmount_all};
 use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
@@ -284,7 +284,13 @@ impl Trees for Zfs {
     }
 
     /// Takes the snapshot that children are cloned from.
-    fn finish(&self, place: &Place, slot: &str, _parent: Option<&str>) -> Result<(), Error> {
+    fn finish(
+        &self,
+        place: &Place,
+        slot: &str,
+        _parent: Option<&str>,
+        _id: Option<SnapshotId>,
+    ) -> Result<(), Error> {
         let tree = self.tree(place, &format!("{slot}/{LINK}"))?;
         let held = self.held().remove(&tree.name);
         if let Some(held) = held {
