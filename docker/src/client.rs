@@ -108,6 +108,17 @@ pub struct Tree {
     pub work: PathBuf,
 }
 
+/// An image of the daemon's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Its id, `sha256:` and so on.
+    pub id: String,
+    /// What it is called, `repository:tag`.
+    pub names: Vec<String>,
+    /// What is written on it.
+    pub labels: HashMap<String, String>,
+}
+
 impl Client {
     /// Names the daemon at a unix socket. Nothing is sent yet.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
@@ -403,8 +414,8 @@ impl Client {
                 let options = RemoveImageOptions {
                     // Containers of other people that are not running do not keep it.
                     force: true,
-                    // Its parents are snapshots of their own.
-                    noprune: true,
+                    // Parents that lost their names while this stood on them go with it; others have names.
+                    noprune: false,
                     platforms: None,
                 };
                 api.remove_image(&name, Some(options), None).await.map(drop)
@@ -438,12 +449,9 @@ impl Client {
         )
     }
 
-    /// Returns the ids of all images that have the label; of those without a name if `nameless`.
-    pub fn images(&self, label: &str, nameless: bool) -> Result<Vec<String>, Error> {
-        let mut filters = HashMap::from([("label".to_owned(), vec![label.to_owned()])]);
-        if nameless {
-            filters.insert("dangling".to_owned(), vec!["true".to_owned()]);
-        }
+    /// Returns all images that have the label, but for nameless ones that others stand on.
+    pub fn images(&self, label: &str) -> Result<Vec<Image>, Error> {
+        let filters = HashMap::from([("label".to_owned(), vec![label.to_owned()])]);
         self.call(
             || "list its images".to_owned(),
             |api| async move {
@@ -452,7 +460,17 @@ impl Client {
                     ..ListImagesOptions::default()
                 };
                 let found = api.list_images(Some(options)).await?;
-                Ok(found.into_iter().map(|image| image.id).collect())
+                let images = found.into_iter().map(|image| Image {
+                    id: image.id,
+                    // Older daemons say so of an image without a name.
+                    names: image
+                        .repo_tags
+                        .into_iter()
+                        .filter(|name| name != "<none>:<none>")
+                        .collect(),
+                    labels: image.labels,
+                });
+                Ok(images.collect())
             },
         )
     }

@@ -8,5 +8,5 @@
 mod client;
 mod error;
 
-pub use client::{Client, Container, Limits, Server, Tree};
+pub use client::{Client, Container, Image, Limits, Server, Tree};
 pub use error::Error;

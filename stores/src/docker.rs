@@ -102,7 +102,8 @@ impl Facts {
     }
 
     fn write(&self, place: &Place, slot: &str) -> Result<(), Error> {
-        place.write(&format!("{slot}/{FILE}"), &self.to_text())
+        // At once: whoever cleans up after a killed process has to know the names.
+        place.replace(&format!("{slot}/{FILE}"), &self.to_text(), false)
     }
 }
 
@@ -326,9 +327,11 @@ impl Docker {
             let remove = || client.remove_container(container);
             insist(remove, facts.upper.as_deref()).map_err(fail)?;
             // An image has no name, and is not written down, between its making and its owner's next two acts.
-            let made = client.images(&format!("obuild.draft={container}"), true);
+            let made = client.images(&format!("obuild.draft={container}"));
             for image in made.map_err(fail)? {
-                client.remove_image(&image).map_err(fail)?;
+                if image.names.is_empty() {
+                    client.remove_image(&image.id).map_err(fail)?;
+                }
             }
         }
         let Some(image) = &facts.image else {
@@ -342,11 +345,29 @@ impl Docker {
             let remove = || client.remove_image(name);
             return insist(remove, facts.layers.first().map(PathBuf::as_path)).map_err(fail);
         }
-        let nameless = client.images(&of_store(place), true).map_err(fail)?;
-        if nameless.contains(image) {
+        let found = client.images(&of_store(place)).map_err(fail)?;
+        if found
+            .iter()
+            .any(|found| found.id == *image && found.names.is_empty())
+        {
             client.remove_image(image).map_err(fail)?;
         }
         Ok(())
+    }
+
+    /// Returns the facts of all slots in a directory of the store, or one below.
+    fn facts_in(place: &Place, directory: &str, depth: u32) -> Result<Vec<Facts>, Error> {
+        let mut all: Vec<Facts> = Facts::read(place, directory)?.into_iter().collect();
+        if all.is_empty() && depth > 0 {
+            for name in place.names(directory)? {
+                all.extend(Self::facts_in(
+                    place,
+                    &format!("{directory}/{name}"),
+                    depth - 1,
+                )?);
+            }
+        }
+        Ok(all)
     }
 
     /// Returns a descriptor of the daemon's data directory.
@@ -542,6 +563,68 @@ impl Trees for Docker {
             .map_err(|errno| place.error("write out", ".", errno))?;
         rustix::fs::syncfs(self.data(place)?)
             .map_err(|errno| place.error("write out the images of", ".", errno))
+    }
+
+    fn strays(&self, place: &Place, delete: bool) -> Result<usize, Error> {
+        if place.read(FILE)?.is_none() {
+            return Ok(0);
+        }
+        let fail = |error| place.error("use docker for", ".", error);
+        let client = self.client(place)?;
+        let label = of_store(place);
+        let ours = format!("{}:", repository(place));
+        let images = client.images(&label).map_err(fail)?;
+        let containers = client.containers(&label).map_err(fail)?;
+        // In the order in which a slot goes through them, after the listing: none is missed on its way.
+        let mut known = Vec::new();
+        for (directory, depth) in [("drafts", 2), ("snapshots", 1), ("trash", 3)] {
+            known.extend(Self::facts_in(place, directory, depth)?);
+        }
+        let is_known = |container: &String| {
+            let mut all = known.iter().flat_map(|facts| &facts.containers);
+            all.any(|known| known == container)
+        };
+        let mut images: Vec<_> = images
+            .into_iter()
+            // Images that others have built on ours carry our labels.
+            .filter(|image| {
+                image.names.is_empty() || image.names.iter().any(|name| name.starts_with(&ours))
+            })
+            // One that was just made is not written down yet.
+            .filter(|image| !image.labels.get("obuild.draft").is_some_and(is_known))
+            .filter(|image| {
+                let mut all = known.iter().filter_map(|facts| facts.image.as_ref());
+                !all.any(|known| *known == image.id)
+            })
+            .collect();
+        let containers: Vec<_> = containers
+            .into_iter()
+            .filter(|name| !is_known(name))
+            .collect();
+        let found = images.len() + containers.len();
+        if !delete {
+            return Ok(found);
+        }
+        for container in &containers {
+            client.remove_container(container).map_err(fail)?;
+        }
+        // Those that others stand on go after them.
+        loop {
+            let before = images.len();
+            let mut rest = Vec::new();
+            for image in images {
+                let name = image.names.iter().find(|name| name.starts_with(&ours));
+                match client.remove_image(name.unwrap_or(&image.id)) {
+                    Ok(()) => {}
+                    Err(error) if error.is_conflict() => rest.push(image),
+                    Err(error) => return Err(fail(error)),
+                }
+            }
+            if rest.is_empty() || rest.len() == before {
+                return Ok(found);
+            }
+            images = rest;
+        }
     }
 
     fn for_caches(&self) -> Option<&dyn Trees> {

@@ -90,6 +90,13 @@ pub(crate) trait Trees: Send + Sync + 'static {
         rustix::fs::syncfs(place.descriptor()).map_err(|errno| place.error("write out", ".", errno))
     }
 
+    /// Returns how many trees, of those that are not in the store's own directory, nothing in it stands for any more: somebody has
+    /// removed that by hand. With `delete` they are deleted, but for those in use.
+    fn strays(&self, place: &Place, delete: bool) -> Result<usize, Error> {
+        let _ = (place, delete);
+        Ok(0)
+    }
+
     /// Returns how caches are kept, if not as snapshots are.
     fn for_caches(&self) -> Option<&dyn Trees> {
         None

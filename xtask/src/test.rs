@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cargo xtask test`: installs and makes what the tests need, runs every check, takes it all down again.
 
-use crate::cmd::{Background, Cmd};
+use crate::cmd::Cmd;
+use crate::dockerd::Daemon;
 use crate::filesystems::Scratch;
 use crate::reaper::Guard;
 use crate::report::Report;
 use crate::rootless::{self, Users};
 use crate::zfs::Pool;
-use crate::{accounts, debian, dockerd, docs, examples, faults, lint, packages, workspace};
+use crate::{accounts, debian, docs, examples, faults, lint, packages, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -52,7 +53,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     }
     // Before the directories that their homes are in.
     surroundings.accounts.clear();
-    drop(surroundings.docker.take());
+    if let Some(docker) = surroundings.docker.take() {
+        report.check("docker daemon ended", || docker.close());
+    }
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
     }
@@ -66,7 +69,7 @@ struct Surroundings {
     /// Deleted before the file systems go: fields are dropped in their order.
     accounts: Vec<Guard>,
     /// Before the directory that it has its things in.
-    docker: Option<Background>,
+    docker: Option<Daemon>,
     scratch: Option<Scratch>,
     users: Option<Users>,
     variables: Vec<(&'static str, PathBuf)>,
@@ -108,10 +111,10 @@ impl Surroundings {
         let mut docker = None;
         report.check("docker daemon", || {
             let root = scratch.directory("docker")?;
-            let mut daemon = dockerd::start(&root, &[])?;
-            dockerd::wait(&root, &mut daemon)?;
+            let mut daemon = Daemon::start(&root, &[])?;
+            daemon.wait()?;
+            variables.push(("OBUILD_TEST_DOCKER", daemon.socket()));
             docker = Some(daemon);
-            variables.push(("OBUILD_TEST_DOCKER", dockerd::socket(&root)));
             Ok(())
         });
         report.check("Debian root", || {

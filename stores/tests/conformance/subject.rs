@@ -226,10 +226,6 @@ impl Fixture {
         self.kind == Some("btrfs")
     }
 
-    pub(crate) fn is_zfs(&self) -> bool {
-        self.kind == Some("zfs")
-    }
-
     pub(crate) fn is_overlay(&self) -> bool {
         matches!(self.kind, Some("overlay" | "docker"))
     }
@@ -297,6 +293,13 @@ impl Fixture {
         assert_eq!(leftovers(&path), Vec::<PathBuf>::new());
         if let Some(dataset) = &self.dataset {
             assert_eq!(dataset.leftovers(&path), Vec::<String>::new());
+        }
+        #[cfg(feature = "docker")]
+        if self.kind == Some("docker") {
+            let client = obuild_docker::Client::new(options().docker_socket);
+            let label = format!("obuild.store={}", path.display());
+            assert_eq!(client.containers(&label).unwrap(), Vec::<String>::new());
+            assert_eq!(client.images(&label).unwrap(), []);
         }
     }
 }

@@ -3,8 +3,8 @@
 
 use super::builder::{Builder, DEADLINE, Job, Work, dockerfile};
 use super::measure::{Meter, Sample};
-use crate::cmd::{Background, Cmd};
-use crate::dockerd;
+use crate::cmd::Cmd;
+use crate::dockerd::Daemon;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ const BASE: &str = "obuild-bench-base:latest";
 pub(crate) struct Docker {
     root: PathBuf,
     base: PathBuf,
-    daemon: Option<Background>,
+    daemon: Option<Daemon>,
 }
 
 impl Docker {
@@ -31,7 +31,7 @@ impl Docker {
         [
             (
                 "DOCKER_HOST",
-                format!("unix://{}", dockerd::socket(&self.root).display()),
+                format!("unix://{}/docker.sock", self.root.display()),
             ),
             (
                 "DOCKER_CONFIG",
@@ -59,9 +59,11 @@ impl Builder for Docker {
 
     fn prepare(&mut self, meter: &Meter) -> Result<()> {
         let group = format!("--cgroup-parent=/{}", meter.group().name);
-        let mut daemon = dockerd::start(&self.root, &[group])?;
-        meter.group().adopt(daemon.id())?;
-        dockerd::wait(&self.root, &mut daemon)?;
+        let mut daemon = Daemon::start(&self.root, &[group])?;
+        if let Some(id) = daemon.id() {
+            meter.group().adopt(id)?;
+        }
+        daemon.wait()?;
         self.daemon = Some(daemon);
         self.docker()
             .arg("import")
