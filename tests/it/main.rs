@@ -17,6 +17,7 @@ mod crashes;
 #[cfg(feature = "docker")]
 mod docker;
 mod harness;
+mod matrix;
 mod rootless;
 mod secrets;
 mod sharing;

@@ -30,8 +30,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         lint::compiled(&mut report);
     }
     let as_users = arguments == [AS_USERS];
+    let mut matrix = None;
     if !as_users {
         report.check("tests", || cargo_test(arguments, &surroundings));
+        matrix = fs_err::read_to_string(surroundings.matrix()).ok();
     }
     if (arguments.is_empty() || as_users)
         && let (Some(scratch), Some(users)) = (&surroundings.scratch, &surroundings.users)
@@ -58,6 +60,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     }
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
+    }
+    if let Some(matrix) = matrix {
+        println!("\nStores with sandboxes:\n{matrix}");
     }
     report.finish()
 }
@@ -135,6 +140,7 @@ impl Surroundings {
         for (variable, count, file_system) in [
             ("OBUILD_TEST_BUILD_USERS", 3, "plain"),
             ("OBUILD_TEST_BUILD_USERS_BTRFS", 4, "btrfs"),
+            ("OBUILD_TEST_BUILD_USERS_XFS", 1, "xfs"),
         ] {
             report.check("build users", || {
                 let homes = scratch.path().join(file_system).join("homes");
@@ -157,6 +163,12 @@ impl Surroundings {
 }
 
 impl Surroundings {
+    /// Returns the file that the tests write the table of stores and sandboxes to.
+    fn matrix(&self) -> PathBuf {
+        let scratch = self.scratch.as_ref();
+        scratch.map_or_else(PathBuf::new, |scratch| scratch.path().join("matrix.md"))
+    }
+
     /// Runs the examples, where root allows.
     fn run_examples(&self, report: &mut Report) {
         match &self.scratch {
@@ -196,6 +208,7 @@ fn cargo_test(arguments: &[String], surroundings: &Surroundings) -> Result<()> {
         }
         command = command.args(arguments);
     }
+    command = command.env("OBUILD_TEST_MATRIX", surroundings.matrix());
     for (name, path) in &surroundings.variables {
         command = command.env(name, path);
     }
