@@ -62,6 +62,7 @@ impl Error {
                 io::ErrorKind::StorageFull
             }
             Self::Refused { status: 404, .. } => io::ErrorKind::NotFound,
+            Self::Broken { .. } => io::ErrorKind::ConnectionAborted,
             _ => io::ErrorKind::Other,
         }
     }

@@ -223,7 +223,7 @@ fn a_daemon_that_is_not_there_is_said_so() {
                 "spec.sexp",
             ],
             3,
-            "is it running?",
+            "is the docker daemon running?",
         ),
         (
             &[
@@ -235,7 +235,7 @@ fn a_daemon_that_is_not_there_is_said_so() {
                 "spec.sexp",
             ],
             3,
-            "is it running?",
+            "is the docker daemon running?",
         ),
         (
             &[

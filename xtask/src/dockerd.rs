@@ -8,7 +8,9 @@ use crate::cmd::{Background, Cmd};
 use crate::reaper::{Guard, Item, mounts_below, unmount};
 use anyhow::{Result, bail};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -39,6 +41,8 @@ impl Daemon {
 
     fn launch(&mut self) -> Result<()> {
         let at = |name: &str| self.root.join(name).display().to_string();
+        // One that was killed leaves it, and by now its number may be another's.
+        fs_err::remove_file(at("docker.pid")).ok();
         let command = Cmd::new("dockerd")
             .args(["--host", &format!("unix://{}", self.socket().display())])
             .args(["--data-root", &at("data"), "--exec-root", &at("exec")])
@@ -54,8 +58,7 @@ impl Daemon {
     pub(crate) fn wait(&mut self) -> Result<()> {
         let end = Instant::now() + Duration::from_mins(1);
         while Instant::now() < end {
-            // It listens when it is ready, and not before.
-            if UnixStream::connect(self.socket()).is_ok() {
+            if self.answers() {
                 return Ok(());
             }
             if !self.process.as_mut().is_some_and(Background::is_running) {
@@ -66,6 +69,18 @@ impl Daemon {
         let log = fs_err::read_to_string(self.root.join("dockerd.log"))?;
         let last: Vec<&str> = log.lines().rev().take(5).collect();
         bail!("dockerd does not come up: {}", last.join(" | "))
+    }
+
+    /// Returns whether it takes requests: it listens before it does.
+    fn answers(&self) -> bool {
+        let Ok(mut stream) = UnixStream::connect(self.socket()) else {
+            return false;
+        };
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok();
+        let mut answer = String::new();
+        stream.write_all(b"GET /_ping HTTP/1.0\r\n\r\n").is_ok()
+            && stream.read_to_string(&mut answer).is_ok()
+            && answer.contains(" 200 OK")
     }
 
     /// Returns its socket.
@@ -81,9 +96,22 @@ impl Daemon {
     /// Kills it, as the kernel does when memory is short, and waits for its end.
     pub(crate) fn kill(&mut self) -> Result<()> {
         if let Some(pid) = self.id() {
-            kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL)?;
+            // It may have ended by itself.
+            kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).ok();
         }
         drop(self.process.take());
+        // Its containerd dies with it. If that is an orphan of ours by now it has to be reaped: a zombie passes for one that runs.
+        let pid = fs_err::read_to_string(self.root.join("exec/containerd/containerd.pid"));
+        let pid = pid.ok().and_then(|pid| pid.trim().parse().ok());
+        if let Some(pid) = pid.map(Pid::from_raw) {
+            for _ in 0..200 {
+                match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+                    Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(10)),
+                    // ECHILD: another's.
+                    _ => break,
+                }
+            }
+        }
         Ok(())
     }
 
