@@ -109,6 +109,8 @@ pub(crate) enum Command {
     Unshare(Unshare),
     /// Look after stores: their state, their health, moving results between them
     Store(Store),
+    /// Keep the opam world's source archive and index
+    Archive(Archive),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Write the manual pages into a directory
@@ -499,6 +501,20 @@ pub(crate) struct StoreCopy {
     /// How to print
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
+}
+
+/// `obuild archive`.
+#[derive(Debug, Args)]
+pub(crate) struct Archive {
+    #[command(subcommand)]
+    pub(crate) command: ArchiveCommand,
+}
+
+/// The subcommands of `obuild archive`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ArchiveCommand {
+    /// Serve an archive over HTTP
+    Serve(crate::commands::archive::Serve),
 }
 
 /// `obuild completions`.

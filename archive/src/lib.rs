@@ -5,5 +5,6 @@
 //! (section "Repositories") and the behaviour of its releases 2.1 to 2.6. Nothing here reads the environment or prints.
 
 mod checksum;
+pub mod serve;
 
 pub use checksum::{Algorithm, BadChecksum, Checksum};

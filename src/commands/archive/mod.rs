@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `obuild archive`: the opam world's source archive and index.
+
+mod serve;
+
+pub(crate) use serve::Serve;
+
+use crate::cli::{ArchiveCommand, Global};
+use anyhow::Result;
+
+pub(crate) fn run(_global: &Global, command: &ArchiveCommand) -> Result<()> {
+    match command {
+        ArchiveCommand::Serve(options) => serve::run(options),
+    }
+}
