@@ -513,8 +513,24 @@ pub(crate) struct Archive {
 /// The subcommands of `obuild archive`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ArchiveCommand {
+    /// Report what is wrong in opam files: their syntax, and sources that cannot be kept or verified
+    Check(ArchiveCheck),
     /// Serve an archive over HTTP
     Serve(crate::commands::archive::Serve),
+}
+
+/// `obuild archive check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 nothing worse than warnings, 1 there are errors, 2 there is no such file or directory."
+)]
+pub(crate) struct ArchiveCheck {
+    /// opam files, and directories of them, such as a repository
+    #[arg(required = true, value_name = "REPO|FILE", value_hint = ValueHint::AnyPath)]
+    pub(crate) paths: Vec<PathBuf>,
+    /// How to report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
 }
 
 /// `obuild completions`.

@@ -8,6 +8,7 @@
     reason = "a test fails by a panic, and short specs may be joined from pieces"
 )]
 
+mod archive_check;
 mod bad_input;
 mod builds;
 mod caches;
