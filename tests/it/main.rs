@@ -9,6 +9,7 @@
 )]
 
 mod archive_check;
+mod archive_serve;
 mod bad_input;
 mod builds;
 mod caches;

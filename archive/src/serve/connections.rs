@@ -14,6 +14,12 @@ use tokio::task::AbortHandle;
 
 /// The bit of a state that says that the connection is idle.
 const IDLE: u64 = 1;
+/// The bit of a state that says that nothing has come in yet; such a connection is idle, too.
+const FRESH: u64 = 2;
+/// How far the time is shifted to make room for the bits.
+const SHIFT: u32 = 2;
+/// What a fresh connection still has when the server stops: its request may be on its way.
+const LAST_CALL: Duration = Duration::from_secs(1);
 /// The state of a connection that is being ended: no request is begun on it.
 const ENDED: u64 = u64::MAX;
 
@@ -44,7 +50,7 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct Slot {
     address: IpAddr,
-    /// Milliseconds since the table was made when its time is up, shifted left by one, and whether it is [`IDLE`].
+    /// Milliseconds since the table was made when its time is up, shifted by [`SHIFT`], and whether it is [`IDLE`] and [`FRESH`].
     state: AtomicU64,
     task: OnceLock<AbortHandle>,
 }
@@ -94,7 +100,7 @@ impl Table {
         }
         let slot = Arc::new(Slot {
             address,
-            state: AtomicU64::new(self.deadline(patience) << 1),
+            state: AtomicU64::new(self.deadline(patience) << SHIFT | FRESH | IDLE),
             task: OnceLock::new(),
         });
         let id = inner.next;
@@ -115,7 +121,7 @@ impl Table {
         let inner = self.lock();
         for slot in inner.slots.values() {
             let state = slot.state.load(Ordering::Relaxed);
-            if state >> 1 < now && slot.end(state) && state & IDLE == 0 {
+            if state >> SHIFT < now && slot.end(state) && state & IDLE == 0 {
                 Metrics::add(&metrics.timed_out, 1);
             }
         }
@@ -126,11 +132,15 @@ impl Table {
         self.lock().make_room(self.limits.connections, metrics)
     }
 
-    /// Ends every idle connection, or every one.
+    /// Ends every idle connection, the fresh ones a little later, or every one at once.
     pub(super) fn end(&self, busy_too: bool) {
+        let last_call = self.deadline(LAST_CALL) << SHIFT | FRESH | IDLE;
         for slot in self.lock().slots.values() {
             let state = slot.state.load(Ordering::Relaxed);
-            if busy_too || state & IDLE != 0 {
+            if !busy_too && state & FRESH != 0 && state != ENDED {
+                // Fails only when it is not fresh any more.
+                let _ = slot.change(state, last_call);
+            } else if busy_too || state & IDLE != 0 {
                 slot.end(state);
             }
         }
@@ -138,7 +148,7 @@ impl Table {
 
     fn deadline(&self, patience: Duration) -> u64 {
         let at = self.began.elapsed() + patience;
-        u64::try_from(at.as_millis()).unwrap_or(u64::MAX >> 2)
+        u64::try_from(at.as_millis()).unwrap_or(u64::MAX >> (SHIFT + 1))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -192,13 +202,16 @@ impl Inner {
 }
 
 impl Slot {
+    /// Changes the state if it still is `old`.
+    fn change(&self, old: u64, new: u64) -> bool {
+        self.state
+            .compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    }
+
     /// Ends the connection unless it has done something since `state` was read.
     fn end(&self, state: u64) -> bool {
-        let ended = state != ENDED
-            && self
-                .state
-                .compare_exchange(state, ENDED, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok();
+        let ended = state != ENDED && self.change(state, ENDED);
         if ended && let Some(task) = self.task.get() {
             task.abort();
         }
@@ -219,12 +232,12 @@ impl Ticket {
 
     /// Says that nothing goes on, and for how long that may last.
     pub(super) fn idle(&self, patience: Duration) {
-        self.set(self.table.deadline(patience) << 1 | IDLE);
+        self.set(self.table.deadline(patience) << SHIFT | IDLE);
     }
 
     /// Says that something goes on, and for how long it may without another word.
     pub(super) fn busy(&self, patience: Duration) {
-        self.set(self.table.deadline(patience) << 1);
+        self.set(self.table.deadline(patience) << SHIFT);
     }
 
     /// Says that a request has begun to come in; `false` when the connection is being ended.
@@ -234,11 +247,10 @@ impl Ticket {
     }
 
     fn set(&self, new: u64) {
-        let state = &self.slot.state;
-        let old = state.load(Ordering::Relaxed);
+        let old = self.slot.state.load(Ordering::Relaxed);
         if old != ENDED {
             // Fails only when it is being ended, and then the task has no need to know.
-            let _ = state.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
+            let _ = self.slot.change(old, new);
         }
     }
 }
@@ -284,7 +296,9 @@ mod tests {
 
     fn enter(table: &Arc<Table>, metrics: &Metrics, address: &str) -> Option<Ticket> {
         let address: IpAddr = address.parse().unwrap();
-        table.enter(address, LONG, metrics)
+        let ticket = table.enter(address, LONG, metrics)?;
+        ticket.busy(LONG);
+        Some(ticket)
     }
 
     #[test]

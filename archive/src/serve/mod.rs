@@ -20,6 +20,7 @@ mod place;
 mod ranges;
 mod request;
 mod respond;
+mod standing;
 mod stream;
 mod sys;
 mod tls;
@@ -36,6 +37,7 @@ use connections::Table;
 use files::Root;
 use metrics::Metrics;
 use rustix::process::{Resource, getrlimit};
+use standing::Standing;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -47,6 +49,8 @@ use update::Updates;
 
 /// How often it is looked whose time is up.
 const SWEEP: Duration = Duration::from_millis(500);
+/// How often it is looked whether a sync has written something new.
+const LOOK: Duration = Duration::from_secs(2);
 /// Bytes of small files that all workers together keep in memory.
 const KEPT_BYTES: usize = 8 << 20;
 /// Files that a worker keeps open.
@@ -168,6 +172,7 @@ struct Shared {
     tls: Option<tls::Tls>,
     hook: Option<HookSecret>,
     updates: Arc<Updates>,
+    standing: Standing,
     /// Seconds since 1970.
     started: u64,
 }
@@ -235,7 +240,7 @@ impl Server {
             per_address: options.max_per_address,
         });
         let shared = Arc::new(Shared {
-            root: open(options.directory)?,
+            root: open(options.directory.clone())?,
             legacy: options.legacy.map(open).transpose()?,
             table,
             metrics: Metrics::default(),
@@ -248,6 +253,7 @@ impl Server {
             tls,
             hook: options.hook_secret,
             updates: Arc::default(),
+            standing: Standing::new(options.directory),
             started: clock::seconds(),
         });
         let (stop, stopped) = watch::channel(false);
@@ -308,7 +314,7 @@ impl Server {
                 shared.table.sweep(metrics);
                 certificate += 1;
                 if let Some(tls) = &shared.tls
-                    && certificate.is_multiple_of(10)
+                    && certificate.is_multiple_of(4)
                 {
                     tls.refresh();
                 }
@@ -351,6 +357,7 @@ impl Server {
         let result = tokio::select! {
             result = serving => result,
             () = sweeping => Ok(()),
+            () = shared.standing.follow(LOOK) => Ok(()),
         };
         // The workers end when nobody can send them connections.
         drop(dealer);

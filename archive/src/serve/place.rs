@@ -7,7 +7,7 @@
 use crate::checksum::{Algorithm, Checksum};
 
 /// Files at the top of an archive's directory that clients fetch.
-const TOP: [&str; 5] = ["repo", "index.tar.gz", "urls.txt", "version", "status.json"];
+const TOP: [&str; 4] = ["repo", "index.tar.gz", "urls.txt", "version"];
 
 /// What kind of file a place has, which decides on caching.
 #[derive(Clone, Debug, PartialEq, Eq)]

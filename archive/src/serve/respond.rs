@@ -118,6 +118,18 @@ pub(super) fn respond(worker: &Worker, request: &Request<'_>) -> Response {
             response
         }
         "/status" => status_page(worker),
+        "/status.json" => match worker.shared.standing.current() {
+            Some(reading) => Response {
+                status: 200,
+                entry: None,
+                fields: vec![
+                    ("content-type", "application/json".to_owned()),
+                    ("cache-control", "no-cache".to_owned()),
+                ],
+                body: Body::Bytes(reading.json.clone()),
+            },
+            None => Response::status(404),
+        },
         _ => file(worker, request, path),
     }
 }
