@@ -9,7 +9,9 @@ pub mod check;
 mod checksum;
 pub mod fetch;
 pub mod opam;
+pub mod repository;
 pub mod serve;
 pub mod state;
+pub mod sync;
 
 pub use checksum::{Algorithm, BadChecksum, Checksum};

@@ -40,6 +40,9 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("losetup"), "mount"),
     (Sign::Program("newuidmap"), "uidmap"),
     (Sign::Program("useradd"), "passwd"),
+    (Sign::Program("curl"), "curl"),
+    (Sign::Program("openssl"), "openssl"),
+    (Sign::Program("tidy"), "tidy"),
 ];
 
 /// What the demonstration uses.

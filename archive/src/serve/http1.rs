@@ -318,9 +318,9 @@ fn write_head(
     now: &str,
 ) {
     let mut put = |pieces: &[&[u8]]| {
-        pieces
-            .iter()
-            .for_each(|piece| output.extend_from_slice(piece))
+        for piece in pieces {
+            output.extend_from_slice(piece);
+        }
     };
     let mut digits = itoa(u64::from(response.status));
     put(&[

@@ -112,7 +112,7 @@ fn write(mut output: Output, receiver: &Receiver<Message>) {
                 };
                 match result {
                     Err(ref error) if !failing => {
-                        tracing::error!(%error, "cannot write the access log")
+                        tracing::error!(%error, "cannot write the access log");
                     }
                     _ => {}
                 }

@@ -292,7 +292,7 @@ impl Display for Escaped<'_> {
                 '\'' => formatter.write_str("&#39;")?,
                 // Not allowed in a document; of the others, marks that turn the direction of text around hide what it says.
                 '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                    formatter.write_char('\u{fffd}')?
+                    formatter.write_char('\u{fffd}')?;
                 }
                 char if char.is_control() && char != '\n' && char != '\t' => {
                     formatter.write_char('\u{fffd}')?;

@@ -70,7 +70,9 @@ pub(super) fn find(path: &str) -> Result<Place, Nowhere> {
             kind: Kind::Index,
         });
     }
-    if relative.split('/').any(|name| name.starts_with('.')) {
+    // RFC 8615: where ACME clients, among others, put what they are to be known by.
+    let rest = relative.strip_prefix(".well-known/").unwrap_or(relative);
+    if rest.split('/').any(|name| name.starts_with('.')) {
         return Err(Nowhere::Missing);
     }
     Ok(Place::Legacy(relative.to_owned()))
@@ -176,6 +178,11 @@ mod tests {
             find("/1.2.2/urls.txt"),
             Ok(Place::Legacy("1.2.2/urls.txt".into()))
         );
+        let challenge = ".well-known/acme-challenge/x";
+        assert_eq!(
+            find(&format!("/{challenge}")),
+            Ok(Place::Legacy(challenge.into()))
+        );
         assert_eq!(find("/"), Ok(Place::Legacy(String::new())));
     }
 
@@ -205,6 +212,8 @@ mod tests {
             "/packages//opam".to_owned(),
             "/packages/.git".to_owned(),
             "/.git/config".to_owned(),
+            "/.well-known/.git/config".to_owned(),
+            "/x/.well-known/y".to_owned(),
             "/1.2.2/.htpasswd".to_owned(),
             "/cache/".to_owned(),
             "/cache/sha256".to_owned(),

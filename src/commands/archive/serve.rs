@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `obuild archive serve`: listeners, signals, and what an update runs.
 
+use crate::cli::{self, ArchiveServe};
 use crate::commands::runtime;
 use crate::failure::Failure;
-use crate::values::parse_duration;
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum, ValueHint};
 use obuild_archive::serve::{
     AccessLog, Cause, HookSecret, Listener, LogFormat, Options, Patience, Server, TlsFiles, Update,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, setrlimit};
 use std::env;
+use std::ffi::OsString;
 use std::io::Write as _;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
 use std::path::{Path, PathBuf};
@@ -20,82 +20,7 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// `obuild archive serve`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "SIGTERM and SIGINT end the server when the requests at hand are done; SIGHUP opens the access log anew and reads the certificate again. \
-Sockets that systemd passes are listened on; one whose FileDescriptorName is tls or https speaks TLS."
-)]
-pub(crate) struct Serve {
-    /// The archive's directory: index.tar.gz, repo, cache, packages
-    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
-    directory: PathBuf,
-    /// Listen here, without TLS [default: 127.0.0.1:8080 if nothing else is listened on]
-    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address)]
-    listen: Vec<SocketAddr>,
-    /// Listen here, with TLS
-    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address, requires = "tls_certificate")]
-    listen_tls: Vec<SocketAddr>,
-    /// The certificate and its chain, in PEM; read again when it changes
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_key")]
-    tls_certificate: Option<PathBuf>,
-    /// The certificate's key, in PEM
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_certificate")]
-    tls_key: Option<PathBuf>,
-    /// Let another server of the same user listen on the same addresses, so that a new one can begin before the old one ends
-    #[arg(long)]
-    reuse_port: bool,
-    /// A directory for what DIR does not have
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    legacy: Option<PathBuf>,
-    /// Write an access log; - is standard output
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    access_log: Option<PathBuf>,
-    /// How a line of the access log looks
-    #[arg(long, value_name = "FORMAT", default_value = "combined")]
-    log_format: Format,
-    /// Run this shell command to bring the archive up to date, as --poll and --hook-secret-file say
-    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
-    update: Option<String>,
-    /// Update at the start and then this often
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "update")]
-    poll: Option<Duration>,
-    /// Update when a hook is posted to /hooks/update that is signed with the secret in this file, as GitHub does it
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "update")]
-    hook_secret_file: Option<PathBuf>,
-    /// Threads that serve [default: the number of processors]
-    #[arg(long, value_name = "N")]
-    workers: Option<usize>,
-    /// Connections at once; when there are more, idle ones make room
-    #[arg(long, value_name = "N", default_value_t = 4096)]
-    max_connections: usize,
-    /// Connections at once from one address, or one /64 of IPv6
-    #[arg(long, value_name = "N")]
-    max_per_address: Option<usize>,
-    /// The time that a client has for a request's header
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "20s")]
-    header_timeout: Duration,
-    /// The time that a client may take nothing of what is sent to it
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
-    send_timeout: Duration,
-    /// The time that a connection is kept between requests
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "75s")]
-    idle_timeout: Duration,
-    /// The time that requests have to be finished when the server ends
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
-    stop_timeout: Duration,
-}
-
-/// The formats of the access log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// Apache's combined format
-    Combined,
-    /// One JSON object a line
-    Json,
-}
-
-pub(crate) fn run(options: &Serve) -> Result<()> {
+pub(crate) fn run(options: &ArchiveServe) -> Result<()> {
     // First of all: the numbers of passed descriptors must not be taken for others.
     let listeners = listeners(options)?;
     raise_descriptors();
@@ -115,8 +40,8 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     let access_log = options.access_log.as_ref().map(|path| AccessLog {
         file: (path != Path::new("-")).then(|| path.clone()),
         format: match options.log_format {
-            Format::Combined => LogFormat::Combined,
-            Format::Json => LogFormat::Json,
+            cli::LogFormat::Combined => LogFormat::Combined,
+            cli::LogFormat::Json => LogFormat::Json,
         },
     });
     let addresses: Vec<_> = listeners
@@ -143,7 +68,7 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
             },
         },
         listeners,
-        options.update.clone().map(update),
+        updating(options)?,
     )?;
     runtime()?.block_on(async {
         let handle = server.handle();
@@ -176,7 +101,7 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
 }
 
 /// Binds what the options say, and takes what systemd passes.
-fn listeners(options: &Serve) -> Result<Vec<Listener>> {
+fn listeners(options: &ArchiveServe) -> Result<Vec<Listener>> {
     let mut listeners = passed()?;
     let bind = |address: &SocketAddr, tls| Listener::bind(*address, tls, options.reuse_port);
     for address in &options.listen {
@@ -238,19 +163,40 @@ fn read_secret(path: &Path) -> Result<HookSecret> {
     })
 }
 
-/// Makes a shell command an update. It learns from `OBUILD_CAUSE` what set it off.
-fn update(command: String) -> Update {
-    Box::new(move |cause| Box::pin(run_update(command.clone(), cause)))
+/// Returns what an update runs: this program's own `archive sync`, so that the memory which that takes is not the server's; or a shell command.
+fn updating(options: &ArchiveServe) -> Result<Option<Update>> {
+    let arguments: Vec<OsString> = if let Some(repository) = &options.sync {
+        let own = env::current_exe().context("cannot find this program")?;
+        let directory = options.directory.clone().into();
+        let words = ["archive", "sync", "--progress", "quiet"].map(OsString::from);
+        let rest = [repository.into(), "--to".into(), directory];
+        std::iter::once(own.into())
+            .chain(words)
+            .chain(rest)
+            .collect()
+    } else if let Some(command) = &options.update {
+        vec!["/bin/sh".into(), "-c".into(), command.into()]
+    } else {
+        return Ok(None);
+    };
+    // Archives that did not come are no failure: the page tells them, and they are tried again.
+    let fine = if options.sync.is_some() { 1 } else { 0 };
+    Ok(Some(Box::new(move |cause| {
+        Box::pin(run_update(arguments.clone(), cause, fine))
+    })))
 }
 
-async fn run_update(command: String, cause: Cause) -> Result<(), String> {
-    let mut child = Command::new("/bin/sh")
-        .args(["-c", &command])
+/// Runs an update, which learns from `OBUILD_CAUSE` what set it off. `fine` is the highest exit status that is no failure.
+async fn run_update(arguments: Vec<OsString>, cause: Cause, fine: i32) -> Result<(), String> {
+    let mut child = Command::new(&arguments[0])
+        .args(&arguments[1..])
         .env("OBUILD_CAUSE", cause.to_string())
         .env_remove("LISTEN_PID")
         .env_remove("LISTEN_FDS")
         .env_remove("NOTIFY_SOCKET")
         .stdin(std::process::Stdio::null())
+        // Standard output may be the access log's.
+        .stdout(std::io::stderr())
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
@@ -261,7 +207,7 @@ async fn run_update(command: String, cause: Cause) -> Result<(), String> {
         .await
         .map_err(|error| format!("cannot wait for the update: {error}"))?;
     group.0 = None;
-    if status.success() {
+    if status.code().is_some_and(|code| code <= fine) {
         return Ok(());
     }
     Err(format!("the update ended with {status}"))
@@ -278,15 +224,4 @@ impl Drop for Group {
             let _ = kill_process_group(pid, Signal::TERM);
         }
     }
-}
-
-/// Reads `PORT`, `:PORT` or `ADDRESS:PORT`; a port alone is on every address.
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
-        return Ok(SocketAddr::from(([0_u16; 8], port)));
-    }
-    text.to_socket_addrs()
-        .map_err(|error| format!("{error}; write for example 8080, 127.0.0.1:8080 or [::1]:8080"))?
-        .next()
-        .ok_or_else(|| "this name has no address".to_owned())
 }
