@@ -15,8 +15,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -180,7 +179,7 @@ fn updating(options: &ArchiveServe) -> Result<Option<Update>> {
         return Ok(None);
     };
     // Archives that did not come are no failure: the page tells them, and they are tried again.
-    let fine = if options.sync.is_some() { 1 } else { 0 };
+    let fine = i32::from(options.sync.is_some());
     Ok(Some(Box::new(move |cause| {
         Box::pin(run_update(arguments.clone(), cause, fine))
     })))
