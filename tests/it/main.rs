@@ -9,6 +9,7 @@
 )]
 
 mod archive_check;
+mod archive_index;
 mod archive_serve;
 mod bad_input;
 mod builds;
@@ -17,6 +18,8 @@ mod commands;
 mod copies;
 mod crashes;
 mod harness;
+mod images;
+mod registry;
 mod rootless;
 mod secrets;
 mod sharing;

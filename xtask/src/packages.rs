@@ -41,8 +41,12 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("newuidmap"), "uidmap"),
     (Sign::Program("useradd"), "passwd"),
     (Sign::Program("curl"), "curl"),
-    (Sign::Program("openssl"), "openssl"),
     (Sign::Program("tidy"), "tidy"),
+    (Sign::Program("docker-registry"), "docker-registry"),
+    (Sign::Program("htpasswd"), "apache2-utils"),
+    (Sign::Program("openssl"), "openssl"),
+    (Sign::Program("skopeo"), "skopeo"),
+    (Sign::Program("umoci"), "umoci"),
 ];
 
 /// What the demonstration uses.
@@ -60,6 +64,8 @@ pub(crate) const PEERS: &[Need] = &[
     (Sign::Program("runc"), "runc"),
     (Sign::Program("dockerd"), "docker.io"),
     (Sign::Program("buildah"), "buildah"),
+    (Sign::Program("docker-registry"), "docker-registry"),
+    (Sign::Program("skopeo"), "skopeo"),
 ];
 
 /// Returns the packages of `needs` that are not there.

@@ -4,6 +4,7 @@
 mod check;
 mod gc;
 mod import;
+mod index;
 mod meter;
 mod serve;
 mod status;
@@ -24,6 +25,7 @@ pub(crate) fn run(global: &Global, command: &ArchiveCommand) -> Result<()> {
     match command {
         ArchiveCommand::Check(options) => check::run(global, options),
         ArchiveCommand::Sync(options) => sync::run(options),
+        ArchiveCommand::Index(options) => index::run(options),
         ArchiveCommand::Status(options) => status::run(options),
         ArchiveCommand::Verify(options) => verify::run(options),
         ArchiveCommand::Gc(options) => gc::run(options),
@@ -73,6 +75,9 @@ pub(crate) fn kind(cause: &(dyn Error + 'static)) -> Option<Kind> {
             | obuild_archive::serve::Error::Certificate { .. } => Kind::Usage,
             _ => Kind::Host,
         });
+    }
+    if let Some(index::Error::Fields(_)) = cause.downcast_ref() {
+        return Some(Kind::Usage);
     }
     match cause.downcast_ref()? {
         repository::Error::Location { .. } | repository::Error::NoSuchRevision { .. } => {
