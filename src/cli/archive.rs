@@ -235,15 +235,6 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Reads `PORT`, `:PORT` or `ADDRESS:PORT`; a port alone is on every address.
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
-        return Ok(SocketAddr::from(([0_u16; 8], port)));
-    }
-    text.to_socket_addrs()
-        .map_err(|error| format!("{error}; write for example 8080, 127.0.0.1:8080 or [::1]:8080"))?
-        .next()
-        .ok_or_else(|| "this name has no address".to_owned())
 /// `obuild archive index`.
 #[derive(Clone, Debug, Args)]
 #[command(
@@ -292,4 +283,15 @@ pub(crate) struct ArchiveIndex {
     /// How to report
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
+}
+
+/// Reads `PORT`, `:PORT` or `ADDRESS:PORT`; a port alone is on every address.
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
+        return Ok(SocketAddr::from(([0_u16; 8], port)));
+    }
+    text.to_socket_addrs()
+        .map_err(|error| format!("{error}; write for example 8080, 127.0.0.1:8080 or [::1]:8080"))?
+        .next()
+        .ok_or_else(|| "this name has no address".to_owned())
 }
