@@ -17,7 +17,7 @@ pub(crate) struct Mirror {
 }
 
 /// The checksums of some bytes, by the programs of coreutils: nobody's word for it but theirs.
-fn sum(kind: &str, data: &[u8]) -> String {
+pub(crate) fn sum(kind: &str, data: &[u8]) -> String {
     let mut child = Command::new(format!("{kind}sum"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -55,7 +55,7 @@ impl Mirror {
         assert!(status.success(), "{arguments:?}");
     }
 
-    fn commit(&self) {
+    pub(crate) fn commit(&self) {
         self.git(&["add", "-A"]);
         self.git(&["commit", "-q", "--allow-empty", "-m", "a merge"]);
     }
@@ -163,6 +163,20 @@ fn what_changed_is_fetched_once_and_nothing_more() {
     let before = mirror.server.requests().len();
     let (status, report) = mirror.sync(&[]);
     assert_eq!((status, &report["nothing_new"]), (0, &Value::Bool(true)));
+    // The index names this commit; another way to make it, or none to be found, is something to do.
+    let repo = fs_err::read_to_string(mirror.path("out/repo")).unwrap();
+    assert!(repo.contains(report["to"].as_str().unwrap()), "{repo}");
+    assert!(repo.contains("archive-mirrors: \"cache\""), "{repo}");
+    mirror.sync(&["--archive-mirror", "https://a.example/cache"]);
+    let other = fs_err::read_to_string(mirror.path("out/repo")).unwrap();
+    assert!(other.contains("https://a.example/cache"), "{other}");
+    fs_err::remove_file(mirror.path("out/index.tar.gz")).unwrap();
+    mirror.sync(&[]);
+    assert!(mirror.path("out/index.tar.gz").exists());
+    assert_eq!(
+        fs_err::read_to_string(mirror.path("out/repo")).unwrap(),
+        repo
+    );
     let d = mirror.package("d", b"the archive of d");
     mirror.commit();
     let (status, report) = mirror.sync(&[]);
