@@ -3,7 +3,9 @@
 
 mod archive;
 
-pub(crate) use archive::{ArchiveGc, ArchiveImport, ArchiveStatus, ArchiveSync, ArchiveVerify};
+pub(crate) use archive::{
+    ArchiveGc, ArchiveImport, ArchiveIndex, ArchiveStatus, ArchiveSync, ArchiveVerify,
+};
 
 use crate::values::{parse_cpus, parse_duration, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -521,6 +523,8 @@ pub(crate) enum ArchiveCommand {
     Check(ArchiveCheck),
     /// Fetch what a repository's packages declare, as far as it changed
     Sync(ArchiveSync),
+    /// Make the index that opam clients read, or bring it up to date
+    Index(ArchiveIndex),
     /// Tell what is there, what is missing and why
     Status(ArchiveStatus),
     /// Read every archive again and compare it with its checksums

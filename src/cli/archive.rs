@@ -164,3 +164,53 @@ pub(crate) struct ArchiveImport {
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
 }
+
+/// `obuild archive index`.
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 done, 2 the usage is wrong, 3 the repository or the disk failed, 130 interrupted."
+)]
+pub(crate) struct ArchiveIndex {
+    /// The opam repository: a git URL, a local git repository or a directory
+    #[arg(value_name = "REPO")]
+    pub(crate) repository: String,
+    /// The directory that index.tar.gz and repo go into; made if it is not there
+    #[arg(long, visible_alias = "to", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) out: PathBuf,
+    /// The branch or tag to read [default: the repository's own choice]
+    #[arg(long, value_name = "NAME", conflicts_with = "commit")]
+    pub(crate) branch: Option<String>,
+    /// The commit to read
+    #[arg(long, value_name = "ID")]
+    pub(crate) commit: Option<String>,
+    /// Where clients find archives, relative to the index or a URL; may be given more than once [default: the repository's own]
+    #[arg(long, visible_alias = "archive-mirrors", value_name = "URL")]
+    pub(crate) archive_mirror: Vec<String>,
+    /// Where the repository comes from
+    #[arg(long, value_name = "URL")]
+    pub(crate) upstream: Option<String>,
+    /// Where people can look at packages
+    #[arg(long, value_name = "URL")]
+    pub(crate) browse: Option<String>,
+    /// Send clients to another repository for good; may be given more than once
+    #[arg(long, value_name = "URL")]
+    pub(crate) redirect: Vec<String>,
+    /// Tell clients something at each update; may be given more than once
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) announce: Vec<String>,
+    /// Take fields from this file, written as in opam's repo file; for what has filters
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) fields: Option<PathBuf>,
+    /// What clients compare to see whether they are up to date [default: the commit]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stamp: Option<String>,
+    /// Keep what is remembered between two runs here [default: .obuild in the directory]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) state: Option<PathBuf>,
+    /// Write the index in parts into this directory too: a file a segment, for a server to put together
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) parts: Option<PathBuf>,
+    /// How to report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}

@@ -9,6 +9,7 @@
 )]
 
 mod archive_check;
+mod archive_index;
 mod archive_opam;
 mod archive_sync;
 mod bad_input;

@@ -159,8 +159,23 @@ section { x: 1 }
             .merge("redirect: \"https://new\" { opam-version >= \"9\" }")
             .expect("fields");
         let (text, remarks) = repo_file(Some(own), &fields, "abc");
-        insta::assert_snapshot!(text, @"");
-        insta::assert_snapshot!(remarks.join("\n"), @"");
+        insta::assert_snapshot!(text, @r###"
+        opam-version: "2.0"
+        browse: "https://a"
+        redirect: "https://new" { opam-version >= "9" }
+        archive-mirrors: [ "cache" "https://y\\\"/" ]
+        announce: [
+        """
+        watch "out" }
+        """ { opam-version < "2.0.10" | (os = "macos") }
+        ]
+        stamp: "abc"
+        "###);
+        insta::assert_snapshot!(remarks.join("\n"), @r"
+        the field browse is there twice; the first counts
+        the field strange is left out
+        the section section is left out
+        ");
         let again = opam::parse(text.as_bytes());
         assert!(again.errors.is_empty());
         assert_eq!(again.items.len(), 6);

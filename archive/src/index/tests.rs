@@ -91,7 +91,7 @@ fn apply(root: &Path, edit: &Edit) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
     #[test]
     fn step_by_step_is_as_from_nothing(steps in edits()) {
         let directory = TempDir::new().expect("a directory");
@@ -198,10 +198,10 @@ fn a_damaged_state_is_made_anew() {
         damage.push(Box::new(move || garble(&table, keep)));
     }
     damage.push(Box::new(|| {
-        fs_err::remove_file(find("raw")).expect("removed")
+        fs_err::remove_file(find("raw")).expect("removed");
     }));
     damage.push(Box::new(|| {
-        fs_err::remove_file(find("deflated")).expect("removed")
+        fs_err::remove_file(find("deflated")).expect("removed");
     }));
     for damage in damage {
         damage();

@@ -4,6 +4,7 @@
 mod check;
 mod gc;
 mod import;
+mod index;
 mod meter;
 mod status;
 mod sync;
@@ -23,6 +24,7 @@ pub(crate) fn run(global: &Global, command: &ArchiveCommand) -> Result<()> {
     match command {
         ArchiveCommand::Check(options) => check::run(global, options),
         ArchiveCommand::Sync(options) => sync::run(options),
+        ArchiveCommand::Index(options) => index::run(options),
         ArchiveCommand::Status(options) => status::run(options),
         ArchiveCommand::Verify(options) => verify::run(options),
         ArchiveCommand::Gc(options) => gc::run(options),
@@ -63,6 +65,9 @@ pub(crate) fn kind(cause: &(dyn Error + 'static)) -> Option<Kind> {
     }
     if let Some(CacheError::Interrupted) = cause.downcast_ref() {
         return Some(Kind::Interrupted);
+    }
+    if let Some(index::Error::Fields(_)) = cause.downcast_ref() {
+        return Some(Kind::Usage);
     }
     match cause.downcast_ref()? {
         repository::Error::Location { .. } | repository::Error::NoSuchRevision { .. } => {
