@@ -19,6 +19,8 @@ mod commands;
 mod copies;
 mod crashes;
 mod harness;
+mod images;
+mod registry;
 mod rootless;
 mod secrets;
 mod sharing;

@@ -40,6 +40,11 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("losetup"), "mount"),
     (Sign::Program("newuidmap"), "uidmap"),
     (Sign::Program("useradd"), "passwd"),
+    (Sign::Program("docker-registry"), "docker-registry"),
+    (Sign::Program("htpasswd"), "apache2-utils"),
+    (Sign::Program("openssl"), "openssl"),
+    (Sign::Program("skopeo"), "skopeo"),
+    (Sign::Program("umoci"), "umoci"),
 ];
 
 /// What the demonstration uses.
@@ -62,6 +67,8 @@ pub(crate) const PEERS: &[Need] = &[
         Sign::File("/usr/lib/ocaml/opam-file-format/META"),
         "libopam-file-format-ocaml-dev",
     ),
+    (Sign::Program("docker-registry"), "docker-registry"),
+    (Sign::Program("skopeo"), "skopeo"),
 ];
 
 /// Returns the packages of `needs` that are not there.
