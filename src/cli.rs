@@ -4,8 +4,8 @@
 mod archive;
 
 pub(crate) use archive::{
-    ArchiveGc, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync, ArchiveVerify,
-    LogFormat,
+    ArchiveGc, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
+    ArchiveVerify, LogFormat,
 };
 
 use crate::outputs::parse_compression;

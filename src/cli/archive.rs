@@ -31,6 +31,15 @@ pub(crate) struct ArchiveSync {
     /// The commit to read
     #[arg(long, value_name = "ID")]
     pub(crate) commit: Option<String>,
+    /// Keep the archives only: no index.tar.gz and no repo file
+    #[arg(long)]
+    pub(crate) no_index: bool,
+    /// Where the index says that archives are, relative to it or a URL; may be given more than once
+    #[arg(long, value_name = "URL", default_value = "cache")]
+    pub(crate) archive_mirror: Vec<String>,
+    /// Take other fields of the index from this file, written as in opam's repo file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) fields: Option<PathBuf>,
     /// Ask this cache of another mirror too (`https://opam.ocaml.org/cache`); may be given more than once
     #[arg(long, value_name = "URL")]
     pub(crate) upstream_cache: Vec<String>,

@@ -733,6 +733,10 @@ fn it_syncs_from_a_repository_and_serves_what_came() {
         server.metric("obuild_updates_total") == 1
     });
     assert_eq!(server.metric("obuild_updates_failed_total"), 0);
+    wait_for("the index", || {
+        let output = curl_output(&[&server.url("/index.tar.gz")]);
+        output.stdout.starts_with(&[0x1f, 0x8b])
+    });
 }
 
 #[test]
