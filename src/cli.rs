@@ -4,7 +4,8 @@
 mod archive;
 
 pub(crate) use archive::{
-    ArchiveGc, ArchiveImport, ArchiveIndex, ArchiveStatus, ArchiveSync, ArchiveVerify,
+    ArchiveGc, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
+    ArchiveVerify, LogFormat,
 };
 
 use crate::outputs::parse_compression;
@@ -690,6 +691,8 @@ pub(crate) enum ArchiveCommand {
     Gc(ArchiveGc),
     /// Take over archives that are on this machine already; nothing is downloaded
     Import(ArchiveImport),
+    /// Serve an archive over HTTP
+    Serve(ArchiveServe),
 }
 
 /// `obuild archive check`.
