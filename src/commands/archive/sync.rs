@@ -6,10 +6,12 @@ use super::package;
 use crate::cli::{ArchiveSync, Format};
 use crate::commands::run::watch_signals;
 use crate::commands::{print, print_json, runtime};
-use crate::failure::Negative;
+use crate::failure::{Failure, Negative};
 use crate::values::{size, time};
 use anyhow::Result;
 use obuild_archive::fetch::FetchOptions;
+use obuild_archive::index::Fields;
+use obuild_archive::repository::Git;
 use obuild_archive::sync::{Progress, Report, SyncOptions, sync};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -18,7 +20,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) fn run(options: &ArchiveSync) -> Result<()> {
-    let wanted = sync_options(options);
+    let wanted = sync_options(options)?;
     let report = runtime()?.block_on(async {
         let stop = CancellationToken::new();
         watch_signals(&stop)?;
@@ -36,14 +38,14 @@ pub(crate) fn run(options: &ArchiveSync) -> Result<()> {
     Ok(())
 }
 
-fn sync_options(options: &ArchiveSync) -> SyncOptions {
+fn sync_options(options: &ArchiveSync) -> Result<SyncOptions> {
     // The same directory by another name is no other repository.
     let local = Path::new(&options.repository).is_dir();
     let repository = match fs_err::canonicalize(&options.repository) {
         Ok(path) if local => path.to_string_lossy().into_owned(),
         _ => options.repository.clone(),
     };
-    SyncOptions {
+    Ok(SyncOptions {
         repository,
         revision: options.branch.clone().or_else(|| options.commit.clone()),
         directory: options.to.clone(),
@@ -62,7 +64,24 @@ fn sync_options(options: &ArchiveSync) -> SyncOptions {
         cache_first: options.cache_first,
         retry: options.retry,
         wait: !options.no_wait,
+        git: Git::default(),
+        index: fields(options)?,
+    })
+}
+
+/// Returns what the `repo` file of the index says, if there is to be an index.
+fn fields(options: &ArchiveSync) -> Result<Option<Fields>> {
+    if options.no_index {
+        return Ok(None);
     }
+    let mut fields = Fields::default();
+    fields.set("archive-mirrors", &options.archive_mirror);
+    if let Some(path) = &options.fields {
+        let text = fs_err::read_to_string(path)
+            .map_err(|error| Failure::usage(format!("cannot read the fields: {error}")))?;
+        fields.merge(&text)?;
+    }
+    Ok(Some(fields))
 }
 
 fn to_json(report: &Report) -> Value {
@@ -91,6 +110,11 @@ fn to_json(report: &Report) -> Value {
             "failed": report.failed.len(),
             "missing": report.missing,
         },
+        "index": report.index.as_ref().map(|index| json!({
+            "bytes": index.bytes,
+            "segments": index.segments,
+            "compressed": index.compressed,
+        })),
         "failed": report.failed,
         "problems": problems,
         "collisions": collisions.collect::<Vec<_>>(),
@@ -153,6 +177,9 @@ fn to_text(report: &Report, options: &ArchiveSync) -> String {
     }
     if report.missing > 0 {
         let _ = write!(out, "; {} missing", report.missing);
+    }
+    if let Some(index) = &report.index {
+        let _ = write!(out, "; index {}", size(index.bytes));
     }
     let _ = writeln!(out, "; {}", time(report.time));
     out
