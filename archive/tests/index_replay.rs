@@ -32,7 +32,7 @@ fn paths(index: &Index) -> BTreeSet<String> {
 #[test]
 fn every_merge_gives_what_nothing_gives() {
     let directory = tempfile::tempdir().expect("a directory");
-    let generated = || History::generated(directory.path(), 60);
+    let generated = || History::generated(directory.path(), 300, 60);
     let history = History::real(directory.path()).unwrap_or_else(generated);
     let state = directory.path().join("state");
     let last = history.commits.len() - 1;

@@ -25,6 +25,9 @@ fn index(history: &History, out: &Path, extra: &[&str]) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// How many packages the generated repository has at first.
+const PACKAGES: usize = 50;
+
 /// An opam with a root of its own.
 struct Client {
     program: PathBuf,
@@ -106,7 +109,7 @@ fn clients_follow_ten_merges() {
     if clients.is_empty() {
         return;
     }
-    let history = History::generated(directory.path(), 10);
+    let history = History::generated(directory.path(), PACKAGES, 10);
     let out = directory.path().join("out");
     let server = Server::start();
     server.directory(&out);
@@ -122,25 +125,32 @@ fn clients_follow_ten_merges() {
         assert!(repo.contains("archive-mirrors: \"cache\""), "{repo}");
         let paths = history.paths(commit);
         let expected = packages(&paths);
-        for client in &clients {
-            if turn == 0 {
-                client.init(url);
-            } else {
-                client.run(&["update"]);
+        // All at once: each takes seconds, most of them waiting.
+        std::thread::scope(|scope| {
+            for client in &clients {
+                scope.spawn(|| {
+                    if turn == 0 {
+                        client.init(url);
+                    } else {
+                        client.run(&["update"]);
+                    }
+                    if turn % 3 == 1 {
+                        assert_eq!(client.packages(), expected, "merge {turn}");
+                    }
+                });
             }
-            assert_eq!(client.packages(), expected, "merge {turn}");
-            if turn > 0 {
-                // What the merge added reads as it was committed.
-                let package = format!("p{:03}.0", 300 + turn);
-                let path = format!("packages/p{:03}/{package}/opam", 300 + turn);
-                let object = format!("{commit}:{path}");
-                let committed = git(&history.repository, &["cat-file", "blob", &object], b"");
-                let committed = String::from_utf8(committed).unwrap();
-                let synopsis = committed.lines().nth(1).unwrap();
-                let raw = client.run(&["show", "--raw", &package]);
-                assert!(raw.contains(synopsis), "{raw}");
-            }
-        }
+        });
+    }
+    // What the last merge added reads as it was committed.
+    let turn = history.commits.len() - 1;
+    let name = format!("p{:03}", PACKAGES + turn);
+    let object = format!("{}:packages/{name}/{name}.0/opam", history.commits[turn]);
+    let committed = git(&history.repository, &["cat-file", "blob", &object], b"");
+    let committed = String::from_utf8(committed).unwrap();
+    let synopsis = committed.lines().nth(1).unwrap();
+    for client in &clients {
+        let raw = client.run(&["show", "--raw", &format!("{name}.0")]);
+        assert!(raw.contains(synopsis), "{raw}");
     }
 }
 
@@ -172,7 +182,7 @@ fn it_holds_what_the_index_of_opam_admin_holds() {
     };
     let real = History::real(directory.path());
     let is_real = real.is_some();
-    let history = real.unwrap_or_else(|| History::generated(directory.path(), 3));
+    let history = real.unwrap_or_else(|| History::generated(directory.path(), 300, 3));
     let out = directory.path().join("out");
     let last = history.commits.last().unwrap();
     history.set(last);
