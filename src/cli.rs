@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line's definition: help, completions and manual pages come from here.
 
+mod archive;
+
+pub(crate) use archive::{ArchiveGc, ArchiveImport, ArchiveStatus, ArchiveSync, ArchiveVerify};
+
 use crate::values::{parse_cpus, parse_duration, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use obuild_images::Platform;
@@ -559,6 +563,16 @@ pub(crate) struct Archive {
 pub(crate) enum ArchiveCommand {
     /// Report what is wrong in opam files: their syntax, and sources that cannot be kept or verified
     Check(ArchiveCheck),
+    /// Fetch what a repository's packages declare, as far as it changed
+    Sync(ArchiveSync),
+    /// Tell what is there, what is missing and why
+    Status(ArchiveStatus),
+    /// Read every archive again and compare it with its checksums
+    Verify(ArchiveVerify),
+    /// Remove archives that no package has named for a while
+    Gc(ArchiveGc),
+    /// Take over archives that are on this machine already; nothing is downloaded
+    Import(ArchiveImport),
 }
 
 /// `obuild archive check`.

@@ -9,6 +9,8 @@ pub mod check;
 mod checksum;
 pub mod fetch;
 pub mod opam;
+pub mod repository;
 pub mod state;
+pub mod sync;
 
 pub use checksum::{Algorithm, BadChecksum, Checksum};

@@ -69,9 +69,9 @@ async fn a_cut_is_continued_where_it_broke_off() {
     bench
         .server
         .behave("/a", [Behaviour::Cut(300_000), Behaviour::Cut(200_000)]);
-    let (fetcher, counters) = bench.fetcher();
+    let (client, counters) = bench.fetcher();
     let url = bench.server.url("/a");
-    let fetched = fetcher
+    let fetched = client
         .fetch(&url, false, &bench.cache, false)
         .await
         .expect("in the end");
@@ -250,19 +250,19 @@ async fn redirects_are_followed_but_not_round_and_round_or_to_files() {
         .await
         .expect_err("a server has no business there");
     // A repository from elsewhere neither; what the user names is fine, but for pipes.
-    let (fetcher, _) = bench.fetcher();
-    let refused = fetcher.fetch(&url, false, &bench.cache, false).await;
+    let (client, _) = bench.fetcher();
+    let refused = client.fetch(&url, false, &bench.cache, false).await;
     assert!(matches!(refused, Err(FetchError::FilesForbidden)));
-    let fetched = fetcher
+    let fetched = client
         .fetch(&url, true, &bench.cache, false)
         .await
         .expect("it is there");
     assert_eq!(fetched.file.hashes().size(), 6);
-    let null = fetcher
+    let null = client
         .fetch("file:///dev/zero", true, &bench.cache, false)
         .await;
     assert!(matches!(null, Err(FetchError::File(_))));
-    let scheme = fetcher
+    let scheme = client
         .fetch("ftp://a.example/a", true, &bench.cache, false)
         .await;
     assert!(matches!(scheme, Err(FetchError::Scheme(_))));
@@ -272,8 +272,8 @@ async fn redirects_are_followed_but_not_round_and_round_or_to_files() {
 async fn one_host_gets_so_many_requests_and_no_more() {
     let mut bench = Bench::new();
     bench.options.per_host = 3;
-    let (fetcher, _) = bench.fetcher();
-    let fetcher = Arc::new(fetcher);
+    let (client, _) = bench.fetcher();
+    let fetcher = Arc::new(client);
     let mut tasks = tokio::task::JoinSet::new();
     for index in 0..12 {
         let path = format!("/{index}");

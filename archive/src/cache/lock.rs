@@ -5,6 +5,7 @@ use super::{CacheError, private};
 use fs_err as fs;
 use rustix::fs::{FlockOperation, flock};
 use std::path::Path;
+use std::time::Duration;
 
 /// The right to change the state of an archive, and to remove from it.
 #[derive(Debug)]
@@ -13,8 +14,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock. When somebody else has it `wait` is asked once whether to wait for them.
-    pub fn take(directory: &Path, wait: impl FnOnce() -> bool) -> Result<Self, CacheError> {
+    /// Takes the lock. While somebody else has it `wait` is asked ten times a second whether to go on waiting for them.
+    pub fn take(directory: &Path, mut wait: impl FnMut() -> bool) -> Result<Self, CacheError> {
         let private = private(directory);
         fs::create_dir_all(&private).map_err(CacheError::Directory)?;
         let file = fs::OpenOptions::new()
@@ -23,20 +24,16 @@ impl Lock {
             .write(true)
             .open(private.join("lock"))
             .map_err(CacheError::Directory)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Self { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => {}
-            Err(error) => return Err(CacheError::Directory(error.into())),
-        }
-        if !wait() {
-            return Err(CacheError::Locked);
-        }
         loop {
-            match flock(&file, FlockOperation::LockExclusive) {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Self { _file: file }),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(CacheError::Directory(error.into())),
             }
+            if !wait() {
+                return Err(CacheError::Locked);
+            }
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 }
@@ -57,7 +54,7 @@ mod tests {
         let (waits, waiting) = mpsc::channel();
         let (path, done) = (directory.path().to_owned(), mpsc::channel());
         let second = std::thread::spawn(move || {
-            let lock = Lock::take(&path, || waits.send(()).is_ok()).expect("in the end");
+            let lock = Lock::take(&path, || waits.send(()).is_ok() || true).expect("in the end");
             done.0.send(()).expect("somebody waits");
             drop(lock);
         });

@@ -47,8 +47,6 @@ pub struct State {
     pub revision: Option<String>,
     /// The last commit of which everything was looked at.
     pub commit: Option<String>,
-    /// How the index was to be made, to see when that changes.
-    pub index: String,
     /// The file with the table of packages.
     table: Option<String>,
     /// How many packages there are.
