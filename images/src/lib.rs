@@ -19,6 +19,7 @@ mod platform;
 mod reference;
 pub mod registry;
 mod resolve;
+mod reuse;
 mod stamp;
 mod stream;
 mod tail;
@@ -33,6 +34,7 @@ pub use import::{Progress, import};
 pub use platform::Platform;
 pub use reference::Reference;
 pub use resolve::{Pull, ResolveOptions, Resolved, Tools, resolve};
+pub use reuse::BaseLayer;
 pub use stamp::{FileDigests, FileStamp, NoDigests};
 pub use unpack::Error as UnpackError;
 
