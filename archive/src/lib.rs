@@ -9,6 +9,7 @@ pub mod check;
 mod checksum;
 pub mod fetch;
 pub mod image;
+pub mod index;
 pub mod opam;
 pub mod repository;
 pub mod state;

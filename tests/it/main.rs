@@ -9,6 +9,7 @@
 )]
 
 mod archive_check;
+mod archive_sync;
 mod bad_input;
 mod builds;
 mod caches;

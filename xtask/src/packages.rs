@@ -57,6 +57,11 @@ pub(crate) const PEERS: &[Need] = &[
     (Sign::Program("runc"), "runc"),
     (Sign::Program("dockerd"), "docker.io"),
     (Sign::Program("buildah"), "buildah"),
+    (Sign::Program("ocamlfind"), "ocaml-findlib"),
+    (
+        Sign::File("/usr/lib/ocaml/opam-file-format/META"),
+        "libopam-file-format-ocaml-dev",
+    ),
 ];
 
 /// Returns the packages of `needs` that are not there.

@@ -74,6 +74,11 @@ impl Surroundings {
         // /var/tmp: on a real disk on every system, and reachable for other users than root.
         let mut scratch = Scratch::create(Path::new("/var/tmp"))?;
         let mut variables = vec![("OBUILD_TEST_DIR", scratch.directory("plain")?)];
+        match workspace::opam_data() {
+            Some(data) => variables.push(("OBUILD_TEST_OPAM_DATA", data)),
+            // No skip, nor one in CI: they are extra proof where the files are, and what they prove is tested without them.
+            None => eprintln!("NOT APPLICABLE tests over all of opam-repository: no data"),
+        }
         if !workspace::is_root() {
             let reason = "not root: no file systems are made; tests that need them or root skip";
             report.lack("test file systems", reason);
