@@ -10,6 +10,7 @@ mod config;
 mod debootstrap;
 mod digest;
 mod directory;
+mod docker;
 mod error;
 mod import;
 mod layout;
