@@ -3,7 +3,9 @@
 
 mod archive;
 
-pub(crate) use archive::{ArchiveGc, ArchiveImport, ArchiveStatus, ArchiveSync, ArchiveVerify};
+pub(crate) use archive::{
+    ArchiveGc, ArchiveImage, ArchiveImport, ArchiveStatus, ArchiveSync, ArchiveVerify,
+};
 
 use crate::values::{parse_cpus, parse_duration, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -573,6 +575,8 @@ pub(crate) enum ArchiveCommand {
     Gc(ArchiveGc),
     /// Take over archives that are on this machine already; nothing is downloaded
     Import(ArchiveImport),
+    /// Make an image of the archive, of which only what is new is pushed
+    Image(ArchiveImage),
 }
 
 /// `obuild archive check`.

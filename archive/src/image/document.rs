@@ -41,7 +41,10 @@ pub(super) fn config(config: &ImageConfig, layers: &[Layer]) -> Vec<u8> {
         "Labels",
         (!config.labels.is_empty()).then(|| json!(config.labels)),
     );
-    set("StopSignal", config.stop_signal.as_ref().map(|name| json!(name)));
+    set(
+        "StopSignal",
+        config.stop_signal.as_ref().map(|name| json!(name)),
+    );
     for (name, members) in [
         ("ExposedPorts", &config.exposed_ports),
         ("Volumes", &config.volumes),
@@ -52,9 +55,7 @@ pub(super) fn config(config: &ImageConfig, layers: &[Layer]) -> Vec<u8> {
             .collect();
         set(name, (!members.is_empty()).then(|| Value::Object(members)));
     }
-    let or = |value: &str, default: &str| {
-        if value.is_empty() { default } else { value }.to_owned()
-    };
+    let or = |value: &str, default: &str| if value.is_empty() { default } else { value }.to_owned();
     let mut document = json!({
         "architecture": or(&config.architecture, host_architecture()),
         "os": or(&config.os, "linux"),

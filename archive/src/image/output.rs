@@ -92,13 +92,14 @@ impl ArchiveImage {
             if path.metadata().is_ok_and(|found| found.len() == layer.size) {
                 continue;
             }
-            let mut reader = layer
-                .data
-                .reader(layer.digest)
-                .map_err(|source| ImageError::Read {
-                    path: path.clone(),
-                    source,
-                })?;
+            let mut reader =
+                layer
+                    .data
+                    .reader(layer.digest)
+                    .map_err(|source| ImageError::Read {
+                        path: path.clone(),
+                        source,
+                    })?;
             let unfinished = path.with_extension("new");
             let mut write = || {
                 let mut file = fs::File::create(&unfinished)?;

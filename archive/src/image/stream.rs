@@ -127,7 +127,6 @@ fn open(path: &Path, size: u64) -> io::Result<fs::File> {
     }
 }
 
-
 /// Returns a layer's size without reading files.
 pub(super) fn length(pieces: Pieces) -> u64 {
     let pieces = pieces.map(|piece| {

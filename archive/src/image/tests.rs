@@ -66,7 +66,12 @@ fn bytes(layer: &Layer) -> Vec<u8> {
 #[test]
 fn a_layer_is_what_its_digest_says_and_holds_every_name() {
     let mut world = World::new();
-    let contents = [world.add(1), world.add(0), world.add(70_000), world.add(512)];
+    let contents = [
+        world.add(1),
+        world.add(0),
+        world.add(70_000),
+        world.add(512),
+    ];
     let image = world.make();
     assert_eq!(image.layers.len(), 1);
     let layer = &image.layers[0];
@@ -243,7 +248,10 @@ fn the_index_the_site_the_program_and_what_never_changes_have_their_places() {
         "srv/index.tar.gz",
         "srv/repo",
     ] {
-        assert!(names.iter().any(|found| found == name), "{name} in {names:?}");
+        assert!(
+            names.iter().any(|found| found == name),
+            "{name} in {names:?}"
+        );
     }
     let (again, kept) = make();
     assert!(kept, "the directory is not read again");
