@@ -4,7 +4,7 @@
 mod archive;
 
 pub(crate) use archive::{
-    ArchiveGc, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
+    ArchiveGc, ArchiveImage, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
     ArchiveVerify, LogFormat,
 };
 
@@ -693,6 +693,8 @@ pub(crate) enum ArchiveCommand {
     Import(ArchiveImport),
     /// Serve an archive over HTTP
     Serve(ArchiveServe),
+    /// Make an image of the archive, of which only what is new is pushed
+    Image(ArchiveImage),
 }
 
 /// `obuild archive check`.

@@ -76,7 +76,12 @@ impl Config {
 
     /// Returns what talks to registries; what it fetches is kept with the store. Cheap: nothing is done before it is used.
     pub(crate) fn registry_client(&self, store: &dyn Store) -> Arc<Client> {
-        let mut options = ClientOptions::new(store.state_dir().join("images"));
+        self.registry_client_in(&store.state_dir().join("images"))
+    }
+
+    /// The same, but what it fetches is kept in this directory.
+    pub(crate) fn registry_client_in(&self, directory: &Path) -> Arc<Client> {
+        let mut options = ClientOptions::new(directory);
         // As Docker's own programs find it.
         options.credentials = env::var_os("DOCKER_CONFIG")
             .map(PathBuf::from)
