@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line's definition: help, completions and manual pages come from here.
 
+mod archive;
+
+pub(crate) use archive::{
+    ArchiveGc, ArchiveImport, ArchiveIndex, ArchiveStatus, ArchiveSync, ArchiveVerify,
+};
+
 use crate::outputs::parse_compression;
 use crate::values::{parse_cpus, parse_duration, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -124,6 +130,8 @@ The second build comes later, on one processor, and runs one step at a time. Mod
     Unshare(Unshare),
     /// Look after stores: their state, their health, moving results between them
     Store(Store),
+    /// Keep the opam world's source archive and index
+    Archive(Archive),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Write the manual pages into a directory
@@ -649,6 +657,46 @@ pub(crate) struct StoreCopy {
     #[arg(short, long, value_name = "N")]
     pub(crate) jobs: Option<usize>,
     /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// `obuild archive`.
+#[derive(Debug, Args)]
+pub(crate) struct Archive {
+    #[command(subcommand)]
+    pub(crate) command: ArchiveCommand,
+}
+
+/// The subcommands of `obuild archive`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ArchiveCommand {
+    /// Report what is wrong in opam files: their syntax, and sources that cannot be kept or verified
+    Check(ArchiveCheck),
+    /// Fetch what a repository's packages declare, as far as it changed
+    Sync(ArchiveSync),
+    /// Make the index that opam clients read, or bring it up to date
+    Index(ArchiveIndex),
+    /// Tell what is there, what is missing and why
+    Status(ArchiveStatus),
+    /// Read every archive again and compare it with its checksums
+    Verify(ArchiveVerify),
+    /// Remove archives that no package has named for a while
+    Gc(ArchiveGc),
+    /// Take over archives that are on this machine already; nothing is downloaded
+    Import(ArchiveImport),
+}
+
+/// `obuild archive check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 nothing worse than warnings, 1 there are errors, 2 there is no such file or directory."
+)]
+pub(crate) struct ArchiveCheck {
+    /// opam files, and directories of them, such as a repository
+    #[arg(required = true, value_name = "REPO|FILE", value_hint = ValueHint::AnyPath)]
+    pub(crate) paths: Vec<PathBuf>,
+    /// How to report
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
 }

@@ -8,6 +8,8 @@
     reason = "a test fails by a panic, and short specs may be joined from pieces"
 )]
 
+mod archive_check;
+mod archive_index;
 mod bad_input;
 mod builds;
 mod caches;
@@ -16,6 +18,7 @@ mod copies;
 mod crashes;
 mod harness;
 mod images;
+mod registry;
 mod rootless;
 mod secrets;
 mod sharing;

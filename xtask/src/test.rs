@@ -4,10 +4,11 @@
 use crate::cmd::Cmd;
 use crate::filesystems::Scratch;
 use crate::reaper::Guard;
+use crate::registries::{Access, Registry};
 use crate::report::Report;
 use crate::rootless::{self, Users};
 use crate::zfs::Pool;
-use crate::{accounts, debian, docs, examples, faults, lint, packages, workspace};
+use crate::{accounts, debian, docs, examples, faults, lint, packages, registries, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -50,8 +51,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if let Some(pool) = surroundings.pool.take() {
         report.check("no pool left behind", || pool.close());
     }
-    // Before the directories that their homes are in.
+    // Before the directories that their homes and files are in.
     surroundings.accounts.clear();
+    surroundings.registries.clear();
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
     }
@@ -64,6 +66,7 @@ struct Surroundings {
     pool: Option<Pool>,
     /// Deleted before the file systems go: fields are dropped in their order.
     accounts: Vec<Guard>,
+    registries: Vec<Registry>,
     scratch: Option<Scratch>,
     users: Option<Users>,
     variables: Vec<(&'static str, PathBuf)>,
@@ -80,6 +83,7 @@ impl Surroundings {
             return Ok(Self {
                 pool: None,
                 accounts: Vec::new(),
+                registries: Vec::new(),
                 scratch: Some(scratch),
                 users: None,
                 variables,
@@ -105,6 +109,28 @@ impl Surroundings {
             variables.push(("OBUILD_TEST_DEBIAN", debian::tar()?));
             Ok(())
         });
+        let mut started = Vec::new();
+        for (variable, access, name) in [
+            ("OBUILD_TEST_REGISTRY", Access::Open, "open"),
+            (
+                "OBUILD_TEST_REGISTRY_PASSWORD",
+                Access::Password,
+                "password",
+            ),
+            ("OBUILD_TEST_REGISTRY_TLS", Access::Tls, "tls"),
+        ] {
+            report.check("registry", || {
+                let directory = scratch.path().join("registries").join(name);
+                let registry = Registry::start(&directory, access)?;
+                variables.push((variable, registry.host().into()));
+                if access == Access::Tls {
+                    let authority = registries::authority(&directory);
+                    variables.push(("OBUILD_TEST_REGISTRY_CA", authority));
+                }
+                started.push(registry);
+                Ok(())
+            });
+        }
         let mut users = None;
         report.check("users", || {
             let made = Users::create(&scratch)?;
@@ -132,6 +158,7 @@ impl Surroundings {
         Ok(Self {
             pool,
             accounts,
+            registries: started,
             scratch: Some(scratch),
             users,
             variables,
