@@ -4,7 +4,8 @@
 mod archive;
 
 pub(crate) use archive::{
-    ArchiveGc, ArchiveImport, ArchiveIndex, ArchiveStatus, ArchiveSync, ArchiveVerify,
+    ArchiveGc, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
+    ArchiveVerify, LogFormat,
 };
 
 use crate::outputs::parse_compression;
@@ -38,7 +39,7 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Where results are kept: overlay:PATH, btrfs:PATH, zfs:POOL/DATASET, xfs:PATH or rsync:PATH [default: the best that the data directory allows]
+    /// Where results are kept: overlay:PATH, btrfs:PATH, zfs:POOL/DATASET, xfs:PATH, rsync:PATH or docker:PATH [default: the best that the data directory allows]
     #[arg(long, global = true, value_name = "KIND:PATH", env = "OBUILD_STORE")]
     pub(crate) store: Option<String>,
     /// How an rsync store saves room; needed only to make one
@@ -47,6 +48,9 @@ pub(crate) struct Global {
     /// Let an rsync store copy with this program instead of by itself
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
     pub(crate) rsync_program: Option<PathBuf>,
+    /// The docker daemon of the docker store and sandbox: a socket of this host [default: /var/run/docker.sock]
+    #[arg(long, global = true, value_name = "unix://SOCKET", env = "DOCKER_HOST")]
+    pub(crate) docker_host: Option<String>,
     /// Read this configuration file instead of the default one
     #[arg(long, global = true, value_name = "FILE", env = "OBUILD_CONFIG", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
@@ -167,6 +171,8 @@ pub(crate) enum SandboxKind {
     Runc,
     /// Build users: isolation by user id alone, for systems without namespaces
     User,
+    /// Containers of a docker daemon of this host
+    Docker,
 }
 
 /// How a build tells what it does.
@@ -685,6 +691,8 @@ pub(crate) enum ArchiveCommand {
     Gc(ArchiveGc),
     /// Take over archives that are on this machine already; nothing is downloaded
     Import(ArchiveImport),
+    /// Serve an archive over HTTP
+    Serve(ArchiveServe),
 }
 
 /// `obuild archive check`.

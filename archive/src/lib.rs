@@ -11,6 +11,7 @@ pub mod fetch;
 pub mod index;
 pub mod opam;
 pub mod repository;
+pub mod serve;
 pub mod state;
 pub mod sync;
 

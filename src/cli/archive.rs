@@ -3,7 +3,8 @@
 
 use super::{Format, ProgressKind};
 use crate::values::{parse_duration, parse_size};
-use clap::{Args, ValueHint};
+use clap::{Args, ValueEnum, ValueHint};
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -165,6 +166,84 @@ pub(crate) struct ArchiveImport {
     pub(crate) format: Format,
 }
 
+/// `obuild archive serve`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "SIGTERM and SIGINT end the server when the requests at hand are done; SIGHUP opens the access log anew and reads the certificate again. \
+Sockets that systemd passes are listened on; one whose FileDescriptorName is tls or https speaks TLS."
+)]
+pub(crate) struct ArchiveServe {
+    /// The archive's directory: index.tar.gz, repo, cache, packages
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) directory: PathBuf,
+    /// Listen here, without TLS [default: 127.0.0.1:8080 if nothing else is listened on]
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address)]
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Listen here, with TLS
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address, requires = "tls_certificate")]
+    pub(crate) listen_tls: Vec<SocketAddr>,
+    /// The certificate and its chain, in PEM; read again when it changes
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// The certificate's key, in PEM
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Let another server of the same user listen on the same addresses, so that a new one can begin before the old one ends
+    #[arg(long)]
+    pub(crate) reuse_port: bool,
+    /// A directory for what DIR does not have
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) legacy: Option<PathBuf>,
+    /// Write an access log; - is standard output
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) access_log: Option<PathBuf>,
+    /// How a line of the access log looks
+    #[arg(long, value_name = "FORMAT", default_value = "combined")]
+    pub(crate) log_format: LogFormat,
+    /// Bring the archive up to date from this opam repository, as `obuild archive sync REPO --to DIR` does, when --poll and --hook-secret-file say
+    #[arg(long, value_name = "REPO", group = "updates")]
+    pub(crate) sync: Option<String>,
+    /// Run this shell command instead, for example to deploy elsewhere, too
+    #[arg(long, value_name = "COMMAND", group = "updates", value_hint = ValueHint::CommandString)]
+    pub(crate) update: Option<String>,
+    /// Update at the start and then this often
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "updates")]
+    pub(crate) poll: Option<Duration>,
+    /// Update when a hook is posted to /hooks/update that is signed with the secret in this file, as GitHub does it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "updates")]
+    pub(crate) hook_secret_file: Option<PathBuf>,
+    /// Threads that serve [default: the number of processors]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
+    /// Connections at once; when there are more, idle ones make room
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub(crate) max_connections: usize,
+    /// Connections at once from one address, or one /64 of IPv6
+    #[arg(long, value_name = "N")]
+    pub(crate) max_per_address: Option<usize>,
+    /// The time that a client has for a request's header
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "20s")]
+    pub(crate) header_timeout: Duration,
+    /// The time that a client may take nothing of what is sent to it
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
+    pub(crate) send_timeout: Duration,
+    /// The time that a connection is kept between requests
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "75s")]
+    pub(crate) idle_timeout: Duration,
+    /// The time that requests have to be finished when the server ends
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
+    pub(crate) stop_timeout: Duration,
+}
+
+/// The formats of the access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Apache's combined format
+    Combined,
+    /// One JSON object a line
+    Json,
+}
+
 /// `obuild archive index`.
 #[derive(Clone, Debug, Args)]
 #[command(
@@ -213,4 +292,15 @@ pub(crate) struct ArchiveIndex {
     /// How to report
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
+}
+
+/// Reads `PORT`, `:PORT` or `ADDRESS:PORT`; a port alone is on every address.
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
+        return Ok(SocketAddr::from(([0_u16; 8], port)));
+    }
+    text.to_socket_addrs()
+        .map_err(|error| format!("{error}; write for example 8080, 127.0.0.1:8080 or [::1]:8080"))?
+        .next()
+        .ok_or_else(|| "this name has no address".to_owned())
 }

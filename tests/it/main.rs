@@ -11,6 +11,7 @@
 mod archive_check;
 mod archive_index;
 mod archive_opam;
+mod archive_serve;
 mod archive_sync;
 mod bad_input;
 mod builds;
@@ -18,8 +19,11 @@ mod caches;
 mod commands;
 mod copies;
 mod crashes;
+#[cfg(feature = "docker")]
+mod docker;
 mod harness;
 mod images;
+mod matrix;
 mod registry;
 mod rootless;
 mod secrets;

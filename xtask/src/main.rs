@@ -15,6 +15,7 @@ mod bless;
 mod cmd;
 mod debian;
 mod demo;
+mod dockerd;
 mod docs;
 mod examples;
 mod faults;

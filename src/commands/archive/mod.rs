@@ -6,6 +6,7 @@ mod gc;
 mod import;
 mod index;
 mod meter;
+mod serve;
 mod status;
 mod sync;
 mod verify;
@@ -29,6 +30,7 @@ pub(crate) fn run(global: &Global, command: &ArchiveCommand) -> Result<()> {
         ArchiveCommand::Verify(options) => verify::run(options),
         ArchiveCommand::Gc(options) => gc::run(options),
         ArchiveCommand::Import(options) => import::run(options),
+        ArchiveCommand::Serve(options) => serve::run(options),
     }
 }
 
@@ -65,6 +67,14 @@ pub(crate) fn kind(cause: &(dyn Error + 'static)) -> Option<Kind> {
     }
     if let Some(CacheError::Interrupted) = cause.downcast_ref() {
         return Some(Kind::Interrupted);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return Some(match error {
+            obuild_archive::serve::Error::Directory { .. }
+            | obuild_archive::serve::Error::NoCertificate(_)
+            | obuild_archive::serve::Error::Certificate { .. } => Kind::Usage,
+            _ => Kind::Host,
+        });
     }
     if let Some(index::Error::Fields(_)) = cause.downcast_ref() {
         return Some(Kind::Usage);

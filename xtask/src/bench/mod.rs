@@ -18,6 +18,7 @@ mod machine;
 pub(crate) mod measure;
 mod obuild;
 mod scenarios;
+mod serve;
 mod table;
 
 use crate::cmd::Cmd;
@@ -47,10 +48,19 @@ struct Options {
 
 /// Runs the task: `[NAME…] [--runs N] [--only BUILDER] [--install] [--dir DIR] [--on-host] [--list]`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    if let [name, rest @ ..] = arguments
+        && name == "serve"
+    {
+        return serve::run(rest);
+    }
     if arguments.iter().any(|argument| argument == "--list") {
         for scenario in all() {
             println!("{:<10} {}", scenario.name, scenario.summary);
         }
+        println!(
+            "{:<10} alone, not among others: the archive's server and nginx",
+            "serve"
+        );
         return Ok(());
     }
     let options = parse(arguments)?;
