@@ -245,7 +245,7 @@ pub(crate) enum LogFormat {
 }
 
 /// `obuild archive index`.
-#[derive(Clone, Debug, Args)]
+#[derive(Debug, Args)]
 #[command(
     after_help = "Exit status: 0 done, 2 the usage is wrong, 3 the repository or the disk failed, 130 interrupted."
 )]

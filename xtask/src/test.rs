@@ -9,7 +9,9 @@ use crate::registries::{Access, Registry};
 use crate::report::Report;
 use crate::rootless::{self, Users};
 use crate::zfs::Pool;
-use crate::{accounts, debian, docs, examples, faults, lint, packages, registries, workspace};
+use crate::{
+    accounts, debian, docs, examples, faults, lint, opam, packages, registries, workspace,
+};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -157,6 +159,20 @@ impl Surroundings {
                 Ok(())
             });
         }
+        report.check("opam", || {
+            let mut clients = vec![opam::own()?];
+            let (newer, lacking) = opam::newer();
+            clients.extend(newer);
+            for reason in lacking {
+                eprintln!("SKIPPED {reason}");
+                anyhow::ensure!(
+                    !workspace::in_ci(),
+                    "nothing may be skipped in CI: {reason}"
+                );
+            }
+            variables.push(("OBUILD_TEST_OPAM", std::env::join_paths(clients)?.into()));
+            Ok(())
+        });
         let mut users = None;
         report.check("users", || {
             let made = Users::create(&scratch)?;
