@@ -104,7 +104,7 @@ fn fields(options: &ArchiveIndex) -> Result<Fields> {
 }
 
 /// Returns git with what it needs of our environment.
-fn git() -> Git {
+pub(super) fn git() -> Git {
     let given = |name: &&str| Some((OsString::from(name), std::env::var_os(name)?));
     Git {
         environment: ENVIRONMENT.iter().filter_map(given).collect(),

@@ -84,7 +84,7 @@ pub(super) fn run(arguments: &[String]) -> Result<()> {
     Cmd::cargo()
         .args(["build", "--release", "--package", "obuild"])
         .run()?;
-    let mut scratch = Scratch::create(Path::new("/var/tmp"))?;
+    let scratch = Scratch::create(Path::new("/var/tmp"))?;
     let directory = scratch.directory("serve")?;
     let served = directory.join("served");
     fs_err::create_dir_all(served.join("packages"))?;

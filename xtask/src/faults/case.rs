@@ -25,6 +25,7 @@ pub(super) struct Lab {
     /// For stores and sandboxes of docker's. Its data is on the lab's disk, not on the store's.
     pub(super) docker: RefCell<Option<Daemon>>,
     /// The daemon of zfs-fuse, if it is ours.
+    #[expect(dead_code, reason = "it ends when it is dropped")]
     pub(super) zfs: Option<Background>,
 }
 
