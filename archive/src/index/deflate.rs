@@ -20,7 +20,7 @@ pub const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
 /// An empty final block (fixed codes), which ends the member's data.
 const FINAL_BLOCK: [u8; 2] = [3, 0];
 
-/// 40 MB of opam files: 3.8 MB in 0.4 s at 6, 3.9 MB in 0.3 s at 5, 3.7 MB in 0.9 s at 9.
+/// The compressor's middle: its level 9 takes longer and, on opam files, gives more bytes.
 const LEVEL: u32 = 6;
 
 /// A compressed piece of the tar.

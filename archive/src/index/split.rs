@@ -4,7 +4,8 @@
 
 /// One file in so many starts a segment. A file takes 2.1 kB of the tar in opam-repository, so a segment has 34 kB.
 ///
-/// The file as a whole: 16 → 3.81 MB, 32 → 3.77 MB, 64 → 3.75 MB; recompressed by a merge in the mean: 120, 180, 300 kB.
+/// 1,204 segments and 3.65 MB in all; a merge compresses 145 kB in the median, 194 kB in the mean, to 14 and 18 kB (200 merges, 2026-07 to
+/// 2026-08).
 const ONE_IN: u64 = 16;
 
 /// Returns whether the file starts a segment.
