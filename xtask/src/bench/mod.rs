@@ -15,6 +15,7 @@ mod docker;
 mod machine;
 pub(crate) mod measure;
 mod obuild;
+mod pull;
 mod scenarios;
 mod table;
 
