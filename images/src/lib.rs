@@ -12,7 +12,9 @@ mod digest;
 mod directory;
 mod docker;
 mod error;
+mod image;
 mod import;
+mod layer;
 mod layout;
 mod lock;
 mod owners;
@@ -20,6 +22,7 @@ mod platform;
 mod reference;
 pub mod registry;
 mod resolve;
+mod reuse;
 mod stamp;
 mod stream;
 mod tail;
@@ -30,10 +33,17 @@ pub use architecture::host_architecture;
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::{Error, ErrorKind};
+pub use image::{ArchiveFormat, Image, ImageLayer, ImageRequest, remember_base};
 pub use import::{Progress, import};
+pub use layer::{Aspect, Difference, Member, Piece, differences};
+pub use layer::{
+    Compression, FIXED_TIME, LayerBlob, LayerError, LayerOptions, Times, forget_layers,
+    forget_layers_of, layer,
+};
 pub use platform::Platform;
 pub use reference::Reference;
 pub use resolve::{Pull, ResolveOptions, Resolved, Tools, resolve};
+pub use reuse::BaseLayer;
 pub use stamp::{FileDigests, FileStamp, NoDigests};
 pub use unpack::Error as UnpackError;
 

@@ -26,6 +26,7 @@ pub(crate) fn run(global: &Global, options: &Pull) -> Result<()> {
     };
     // Nothing is run.
     let sandbox = open_sandbox(
+        global,
         &SandboxOptions {
             sandbox: None,
             runtime: None,
@@ -57,6 +58,7 @@ pub(crate) fn run(global: &Global, options: &Pull) -> Result<()> {
             nodes: vec![base],
             target: 0,
             names: Vec::new(),
+            surroundings: HashMap::new(),
         };
         let settings = Settings {
             context: directory,

@@ -5,6 +5,7 @@ use super::{open_sandbox, open_store, parse_spec, print, read_spec, runtime};
 use crate::cli::{Global, ProgressKind, PullWhen, Run};
 use crate::config::{Config, proxies};
 use crate::failure::Failure;
+use crate::outputs::Outputs;
 use crate::progress;
 use crate::values::{parse_duration, parse_size};
 use anyhow::Result;
@@ -25,6 +26,25 @@ const EVENTS: usize = 256;
 
 pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
     let config = Config::read(global)?;
+    let kind = progress_kind(options.quiet, options.progress, &config);
+    let outputs = Outputs::parse(&options.outputs, None, kind == ProgressKind::Quiet)?;
+    let takes_stdout = outputs.takes_stdout();
+    let (_, result) = build_spec(global, options, options.jobs, None, outputs)?;
+    if takes_stdout {
+        return Ok(());
+    }
+    print(format!("{}\n", result.snapshot))
+}
+
+/// Builds the spec that the options name, and writes its outputs. `no_cache` wins over what they say of that.
+pub(crate) fn build_spec(
+    global: &Global,
+    options: &Run,
+    jobs: Option<usize>,
+    no_cache: Option<NoCache>,
+    outputs: Outputs,
+) -> Result<(Arc<Engine>, BuildResult)> {
+    let config = Config::read(global)?;
     let colour = progress::colour(global.color);
     let (file, context) = paths(options)?;
     let text = read_spec(&file)?;
@@ -37,16 +57,16 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
     let limits = limits(options, &config)?;
     let kind = progress_kind(options.quiet, options.progress, &config);
     let store = open_store(global, &config)?;
-    let sandbox = open_sandbox(&options.sandbox, &config, &*store)?;
+    let sandbox = open_sandbox(global, &options.sandbox, &config, &*store)?;
     check_limits(&*sandbox, &limits)?;
-    let jobs = options
-        .jobs
+    let jobs = jobs
         .or(config.jobs)
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let tools = Tools {
         pull: pull(options.pull),
         ..tools(&config, &*store)
     };
+    let client = tools.registry.clone();
     let engine = Engine::open(store, sandbox, jobs)?;
     let result = runtime()?.block_on(async {
         let base_dir = if file.as_os_str() == "-" {
@@ -58,7 +78,10 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
         watch_signals(&cancel)?;
         let bases = resolve(&engine, &spec, &base_dir, &tools, &cancel).await?;
         let plan = lower(&spec, &bases, options.target.as_deref())?;
-        let no_cache = no_cache(&plan, options)?;
+        let no_cache = match no_cache {
+            Some(no_cache) => no_cache,
+            None => self::no_cache(&plan, options)?,
+        };
         let settings = Settings {
             context,
             secrets,
@@ -76,9 +99,12 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
                 .record_digests(vec![result.snapshot], &cancel)
                 .await?;
         }
+        outputs
+            .write(&engine, client, result.snapshot, &cancel)
+            .await?;
         anyhow::Ok(result)
     })?;
-    print(format!("{}\n", result.snapshot))
+    Ok((engine, result))
 }
 
 /// Decides how to tell what happens.

@@ -80,6 +80,18 @@ pub trait Store: Send + Sync {
     /// Removes a cache. Leases of it stay usable; releasing them does not bring it back.
     fn delete_cache(&self, name: &[u8]) -> Result<(), Error>;
 
+    /// Returns where the snapshot's tree may differ from its parent's: as little as the store knows without reading trees.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchSnapshot`] when it is not there.
+    fn touched(&self, id: SnapshotId) -> Result<Touched, Error> {
+        match self.get(id)? {
+            Some(_) => Ok(Touched::Anything),
+            None => Err(Error::NoSuchSnapshot(id)),
+        }
+    }
+
     /// Returns which snapshots a power cut would take, since [`Store::sync`] has not been called after their commit.
     ///
     /// None in a store whose commits are durable when they return.
@@ -113,6 +125,18 @@ pub struct Snapshot {
     pub rootfs: Rootfs,
 }
 
+/// Where a tree may differ from its parent's. See [`Store::touched`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// Where the overlay layer in this directory has entries, and below what these replace.
+    Layer(PathBuf),
+    /// At these paths below the root, at the names in those of them that are directories, and below what has another inode
+    /// number than in the parent.
+    Paths(Vec<Vec<u8>>),
+    /// Anywhere.
+    Anything,
+}
+
 /// Space of the file system below a store, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -141,6 +165,8 @@ pub struct Options {
     pub rsync_mode: Option<RsyncMode>,
     /// The program `rsync`, if an rsync store shall copy with it rather than by itself.
     pub rsync_program: Option<PathBuf>,
+    /// The unix socket of the docker daemon, for a store of that kind.
+    pub docker_socket: PathBuf,
 }
 
 impl Default for Options {
@@ -150,6 +176,8 @@ impl Default for Options {
             boot_id: None,
             rsync_mode: None,
             rsync_program: None,
+            // docker-ce's and every distribution's default.
+            docker_socket: PathBuf::from("/var/run/docker.sock"),
         }
     }
 }
@@ -176,6 +204,8 @@ pub enum Kind {
     Xfs,
     /// Whole trees on any file system.
     Rsync,
+    /// Images of a docker daemon.
+    Docker,
 }
 
 /// What becomes of the files of an rsync store's snapshot that are still the same as its parent's.
