@@ -20,6 +20,8 @@ pub(crate) enum Work {
     Copy(PathBuf),
     /// One command.
     Command(String),
+    /// A base that is not there yet, pulled from a registry, and `true` on it.
+    Pull(String),
 }
 
 /// One build.
@@ -66,6 +68,7 @@ pub(crate) fn dockerfile(base: &str, job: &Job) -> String {
     match &job.work {
         Work::Steps(count) => head + &"RUN true\n".repeat(*count as usize),
         Work::Command(command) => format!("{head}RUN {command}\n"),
+        Work::Pull(image) => format!("FROM {image}\nRUN true\n"),
         Work::Copy(_) => format!("{head}COPY . /copied/\n"),
         Work::Parallel(count) => {
             let build = |index| {

@@ -17,6 +17,7 @@ mod images;
 mod machine;
 pub(crate) mod measure;
 mod obuild;
+mod pull;
 mod scenarios;
 mod serve;
 mod table;

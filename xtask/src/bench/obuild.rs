@@ -69,6 +69,7 @@ impl Obuild {
                 format!("({from} {head}{steps})\n")
             }
             Work::Command(command) => format!("({from} {head} (run (shell {command:?})))\n"),
+            Work::Pull(image) => format!("((from {image}) {head} (run (shell true)))\n"),
             Work::Copy(_) => format!(
                 "({from} {head} (copy (src .) (dst /copied/{}/)))\n",
                 job.token
@@ -112,6 +113,19 @@ impl Builder for Obuild {
     }
 
     fn build(&mut self, meter: &Meter, job: &Job) -> Result<Option<Sample>> {
+        if matches!(job.work, Work::Pull(_)) {
+            // Nothing of it may be there: a store of its own each time.
+            let fresh = Self::new(
+                format!("{}-{}", self.store, job.token),
+                self.sandbox,
+                &self.base,
+                &self.scratch,
+            );
+            let sample = meter.run(&fresh.command(job)?, &[], DEADLINE)?;
+            let (_, directory) = fresh.store.split_once(':').unwrap_or_default();
+            fs_err::remove_dir_all(directory)?;
+            return Ok(Some(sample));
+        }
         meter.run(&self.command(job)?, &[], DEADLINE).map(Some)
     }
 

@@ -75,6 +75,19 @@ pub(crate) const ALL: &[Scenario] = &[
         },
     },
     Scenario {
+        name: "pull",
+        summary: "a base of 170 MB from a local registry to its first step, against `docker pull` and `docker run`",
+        run: super::pull::run,
+        verdicts: |table| {
+            vec![at_least(
+                "pull to the first step, against docker",
+                table.row(super::pull::DOCKER).and_then(Row::wall),
+                ours(table).and_then(Row::wall),
+                2.0,
+            )]
+        },
+    },
+    Scenario {
         name: "memory",
         summary: "peak memory of `obuild`: a large base imported, a log of 200 MB",
         run: memory,
@@ -259,7 +272,7 @@ fn turns(
     Ok(rows)
 }
 
-fn drop_empty(rows: &mut Vec<Row>) {
+pub(super) fn drop_empty(rows: &mut Vec<Row>) {
     rows.retain(|row| !row.samples.is_empty() || !row.note.is_empty());
 }
 
@@ -268,7 +281,7 @@ pub(crate) fn is_ours(label: &str) -> bool {
     label.starts_with("obuild ")
 }
 
-fn empty_rows(arena: &Arena) -> Vec<Row> {
+pub(super) fn empty_rows(arena: &Arena) -> Vec<Row> {
     arena
         .builders
         .iter()
@@ -279,7 +292,7 @@ fn empty_rows(arena: &Arena) -> Vec<Row> {
 /// Lets every contestant that `takes_part` run once.
 ///
 /// A peer that fails says why in its row and is left out from then on; a failure of ours ends the benchmark.
-fn turn(
+pub(super) fn turn(
     arena: &mut Arena,
     meter: &Meter,
     job: &Job,
