@@ -1,8 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line's definition: help, completions and manual pages come from here.
 
+mod archive;
+
+pub(crate) use archive::{
+    ArchiveGc, ArchiveImport, ArchiveIndex, ArchiveStatus, ArchiveSync, ArchiveVerify,
+};
+
+use crate::outputs::parse_compression;
 use crate::values::{parse_cpus, parse_duration, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use obuild_images::Compression;
+use obuild_images::Platform;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -82,6 +91,8 @@ pub(crate) enum Command {
     /// Build a spec and print the result's id
     #[command(visible_alias = "build")]
     Run(Run),
+    /// Fetch a base image into the store and print its id
+    Pull(Pull),
     /// Report what is wrong in a spec
     Check(Check),
     /// Print a spec canonically, comments kept
@@ -100,8 +111,18 @@ pub(crate) enum Command {
     Inspect(Id),
     /// Run a command, or a shell, in a step's result; changes are thrown away
     Shell(Shell),
-    /// Copy a step's tree out of the store
+    /// Write a step's result as an image, or its tree
     Export(Export),
+    /// Push a step's result to a registry
+    Push(Push),
+    /// Show what differs between two results
+    Diff(Diff),
+    /// Build a spec twice from its bases, in different circumstances, and show what differs
+    #[command(
+        after_help = "Exit status: 0 both builds gave the same, 1 they differ (or failed).\n\n\
+The second build comes later, on one processor, and runs one step at a time. Modification times count only after SOURCE_DATE_EPOCH was set, as in images."
+    )]
+    Verify(Verify),
     /// Remove steps from the store
     Delete(Delete),
     /// Remove the steps that were not used for longest
@@ -112,6 +133,8 @@ pub(crate) enum Command {
     Unshare(Unshare),
     /// Look after stores: their state, their health, moving results between them
     Store(Store),
+    /// Keep the opam world's source archive and index
+    Archive(Archive),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Write the manual pages into a directory
@@ -216,18 +239,111 @@ pub(crate) struct Run {
     /// Run this step and those that stand on it again: a nested build's name, or a piece of one step's text
     #[arg(long, value_name = "STEP")]
     pub(crate) no_cache_from: Option<String>,
+    /// When to ask registries what the tags of base images mean
+    #[arg(long, value_name = "WHEN", default_value = "missing", num_args = 0..=1, require_equals = true, default_missing_value = "always")]
+    pub(crate) pull: PullWhen,
     /// Record the digest of the result and of all that it stands on, which obuild store check else does later
     #[arg(long)]
     pub(crate) record_digests: bool,
     /// Keep the tree of a step that fails, for obuild shell
     #[arg(long)]
     pub(crate) keep_failed: bool,
+    #[command(flatten)]
+    pub(crate) outputs: OutputOptions,
     /// How to tell what happens [default: auto]
     #[arg(long, value_name = "KIND", env = "OBUILD_PROGRESS")]
     pub(crate) progress: Option<ProgressKind>,
     /// Nothing but the result and errors; the same as --progress quiet
     #[arg(short, long, conflicts_with = "progress")]
     pub(crate) quiet: bool,
+}
+
+/// When a registry is asked what a tag means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PullWhen {
+    /// Each time
+    Always,
+    /// When the image was never resolved before
+    Missing,
+    /// Never, and nothing is fetched
+    Never,
+}
+
+/// `obuild pull`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The image's id in the store goes to standard output. Credentials come from ~/.docker/config.json, as `docker login` writes it."
+)]
+pub(crate) struct Pull {
+    /// The image, as (from …) has it: [HOST/]REPOSITORY[:TAG|@DIGEST], oci:PATH…
+    pub(crate) image: String,
+    /// Of an image for several platforms, take the one for this, for example linux/arm64 [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = parse_platform)]
+    pub(crate) platform: Option<Platform>,
+    /// When to ask the registry what the tag means
+    #[arg(long = "pull", value_name = "WHEN", default_value = "always")]
+    pub(crate) when: PullWhen,
+    /// How to tell what happens [default: auto]
+    #[arg(long, value_name = "KIND", env = "OBUILD_PROGRESS")]
+    pub(crate) progress: Option<ProgressKind>,
+    /// Nothing but the result and errors; the same as --progress quiet
+    #[arg(short, long, conflicts_with = "progress")]
+    pub(crate) quiet: bool,
+}
+
+fn parse_platform(text: &str) -> Result<Platform, String> {
+    text.parse()
+        .map_err(|error: obuild_images::Error| error.to_string())
+}
+
+/// Where a result goes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Outputs")]
+pub(crate) struct OutputOptions {
+    /// Write the result: type=oci, docker, tar, local or image, with dest=PATH (- for standard output); a bare path is a directory
+    #[arg(short, long, value_name = "OUTPUT")]
+    pub(crate) output: Vec<String>,
+    /// Name the image
+    #[arg(short, long, value_name = "NAME[:TAG]")]
+    pub(crate) tag: Vec<String>,
+    /// Push the image to the registries of its names
+    #[arg(long)]
+    pub(crate) push: bool,
+    #[command(flatten)]
+    pub(crate) image: ImageOptions,
+}
+
+/// How an image is made.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Outputs")]
+pub(crate) struct ImageOptions {
+    /// What becomes a layer of its own: each step, or the build as one
+    #[arg(long, value_name = "WHAT", default_value = "step")]
+    pub(crate) layers: Layers,
+    /// How layers are compressed: gzip, zstd or uncompressed, with a level after a colon (zstd:9) [default: gzip:6]
+    #[arg(long, value_name = "METHOD", value_parser = parse_compression)]
+    pub(crate) compression: Option<Compression>,
+    /// Change the image's configuration by a Dockerfile's instruction, for example 'USER 1000' or 'ENTRYPOINT /bin/app'; may be repeated
+    #[arg(long, value_name = "INSTRUCTION")]
+    pub(crate) change: Vec<String>,
+    /// Add an annotation to the image's manifest
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) annotation: Vec<String>,
+    /// Write the image's digests to a file, as JSON
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) metadata_file: Option<PathBuf>,
+    /// Write the image's id to a file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) iidfile: Option<PathBuf>,
+}
+
+/// What becomes a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Layers {
+    /// What each step changed
+    Step,
+    /// What the whole build changed
+    Build,
 }
 
 /// `obuild check`.
@@ -362,9 +478,53 @@ pub(crate) struct Shell {
 pub(crate) struct Export {
     /// A step's id, or its beginning
     pub(crate) id: String,
-    /// Where to: dir:PATH (new or empty), tar:FILE, or tar:- for standard output
+    /// Where the tree goes to: dir:PATH (new or empty), tar:FILE, or tar:- for standard output
     #[arg(long, value_name = "WHERE")]
-    pub(crate) to: String,
+    pub(crate) to: Option<String>,
+    #[command(flatten)]
+    pub(crate) outputs: OutputOptions,
+}
+
+/// `obuild push`.
+#[derive(Debug, Args)]
+pub(crate) struct Push {
+    /// A step's id, or its beginning
+    pub(crate) id: String,
+    /// What to push it as
+    #[arg(value_name = "NAME[:TAG]", required = true)]
+    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) image: ImageOptions,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `obuild verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    pub(crate) build: Run,
+}
+
+/// `obuild diff`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 the trees are the same, 1 they differ, 3 they could not be compared."
+)]
+pub(crate) struct Diff {
+    /// A step's id, or its beginning
+    #[arg(value_name = "ID1")]
+    pub(crate) one: String,
+    /// Another step's
+    #[arg(value_name = "ID2")]
+    pub(crate) other: String,
+    /// Take no notice of modification times
+    #[arg(long)]
+    pub(crate) ignore_times: bool,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
 }
 
 /// `obuild delete`.
@@ -502,6 +662,46 @@ pub(crate) struct StoreCopy {
     #[arg(short, long, value_name = "N")]
     pub(crate) jobs: Option<usize>,
     /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// `obuild archive`.
+#[derive(Debug, Args)]
+pub(crate) struct Archive {
+    #[command(subcommand)]
+    pub(crate) command: ArchiveCommand,
+}
+
+/// The subcommands of `obuild archive`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ArchiveCommand {
+    /// Report what is wrong in opam files: their syntax, and sources that cannot be kept or verified
+    Check(ArchiveCheck),
+    /// Fetch what a repository's packages declare, as far as it changed
+    Sync(ArchiveSync),
+    /// Make the index that opam clients read, or bring it up to date
+    Index(ArchiveIndex),
+    /// Tell what is there, what is missing and why
+    Status(ArchiveStatus),
+    /// Read every archive again and compare it with its checksums
+    Verify(ArchiveVerify),
+    /// Remove archives that no package has named for a while
+    Gc(ArchiveGc),
+    /// Take over archives that are on this machine already; nothing is downloaded
+    Import(ArchiveImport),
+}
+
+/// `obuild archive check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 nothing worse than warnings, 1 there are errors, 2 there is no such file or directory."
+)]
+pub(crate) struct ArchiveCheck {
+    /// opam files, and directories of them, such as a repository
+    #[arg(required = true, value_name = "REPO|FILE", value_hint = ValueHint::AnyPath)]
+    pub(crate) paths: Vec<PathBuf>,
+    /// How to report
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
 }

@@ -71,6 +71,9 @@ fn kind(error: &anyhow::Error) -> Kind {
         if let Some(error) = cause.downcast_ref::<obuild_engine::Error>() {
             return error.kind();
         }
+        if let Some(kind) = crate::commands::archive::kind(cause) {
+            return kind;
+        }
         if cause.is::<SpecErrors>() {
             return Kind::Usage;
         }
@@ -117,6 +120,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             );
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             return failure.hint.clone();
+        }
+        if let Some(hint) = crate::commands::archive::hint(cause) {
+            return Some(hint);
         }
         if let Some(hint) = cause
             .downcast_ref::<obuild_engine::Error>()

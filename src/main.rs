@@ -4,7 +4,9 @@
 mod cli;
 mod commands;
 mod config;
+mod differences;
 mod failure;
+mod outputs;
 mod progress;
 mod values;
 
@@ -51,7 +53,8 @@ fn main() -> ExitCode {
 /// Makes an ordinary user root of a user namespace for a command that needs it. Threads come later.
 fn become_root(command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::Check(_)
+        Command::Archive(_)
+        | Command::Check(_)
         | Command::Fmt(_)
         | Command::Dockerfile(_)
         | Command::Graph(_)
@@ -65,6 +68,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
     let global = &cli.global;
     match &cli.command {
         Command::Run(options) => commands::run::run(global, options),
+        Command::Pull(options) => commands::pull::run(global, options),
         Command::Check(options) => commands::check::run(global, options),
         Command::Fmt(options) => commands::fmt::run(global, options),
         Command::Dockerfile(options) => commands::dockerfile::run(global, options),
@@ -75,11 +79,15 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Inspect(options) => commands::inspect::run(global, options),
         Command::Shell(options) => commands::shell::run(global, options),
         Command::Export(options) => commands::export::run(global, options),
+        Command::Push(options) => commands::push::run(global, options),
+        Command::Diff(options) => commands::diff::run(global, options),
+        Command::Verify(options) => commands::verify::run(global, options),
         Command::Delete(options) => commands::delete::run(global, options),
         Command::Prune(options) => commands::prune::run(global, options),
         Command::Df(options) => commands::df::run(global, options),
         Command::Unshare(options) => commands::unshare::run(options),
         Command::Store(options) => commands::store::run(global, &options.command),
+        Command::Archive(options) => commands::archive::run(global, &options.command),
         Command::Completions(options) => commands::completions::run(options),
         Command::Man(options) => commands::man::run(options),
     }

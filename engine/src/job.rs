@@ -86,6 +86,7 @@ impl Job {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
+        obuild_images::forget_layers_of(engine.store(), self.id).map_err(Error::Image)?;
         match &self.work {
             Work::Base(resolved) => Self::import(resolved, engine, log, cancel, progress),
             Work::Run { parent, run } => self.run(engine, *parent, run, log, cancel),
@@ -106,7 +107,8 @@ impl Job {
         progress: Progress<'_>,
     ) -> Result<(), Error> {
         let mut tell = |event: obuild_images::Progress<'_>| match event {
-            obuild_images::Progress::Unpack { bytes, total, .. } => progress(bytes, Some(total)),
+            obuild_images::Progress::Unpack { bytes, total, .. }
+            | obuild_images::Progress::Fetch { bytes, total } => progress(bytes, Some(total)),
             obuild_images::Progress::Copy { bytes } => progress(bytes, None),
             obuild_images::Progress::Present { .. } => {}
             obuild_images::Progress::Line(line) => {

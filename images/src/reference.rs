@@ -2,6 +2,7 @@
 //! The names of base images, as containers-transports(5) has them.
 
 use crate::Error;
+use crate::registry::ImageName;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -16,6 +17,15 @@ pub enum Reference {
         /// The image's tag; may be left out where there is only one image.
         tag: Option<String>,
     },
+    /// `docker-archive:FILE[:NAME[:TAG]|:@INDEX]`: an image in an archive of `docker save`. The path ends at the first colon.
+    DockerArchive {
+        /// The archive.
+        path: PathBuf,
+        /// The image's name, its tag, or `@` and its number from 0; may be left out where there is only one image.
+        image: Option<String>,
+    },
+    /// `docker-daemon:NAME`: an image of the Docker daemon.
+    DockerDaemon(String),
     /// `tar:FILE`: a root file system in an archive, plain or compressed.
     Tar(PathBuf),
     /// `dir:PATH`: a directory that is a root file system.
@@ -25,18 +35,11 @@ pub enum Reference {
     /// `scratch`: nothing.
     Scratch,
     /// Anything else: an image in a registry.
-    Registry(String),
+    Registry(ImageName),
 }
 
 /// Transports of containers-transports(5) that are no registries and that we do not read.
-const FOREIGN: [&str; 6] = [
-    "docker-archive:",
-    "oci-archive:",
-    "docker-daemon:",
-    "containers-storage:",
-    "ostree:",
-    "sif:",
-];
+const FOREIGN: [&str; 4] = ["oci-archive:", "containers-storage:", "ostree:", "sif:"];
 
 impl FromStr for Reference {
     type Err = Error;
@@ -55,18 +58,35 @@ impl FromStr for Reference {
                 Ok(PathBuf::from(path))
             }
         };
+        let split = |rest: &'_ str| match rest.split_once(':') {
+            Some((_, "")) => Err(bad("the tag after the colon is missing")),
+            Some((path, tag)) => Ok((path.to_owned(), Some(tag.to_owned()))),
+            None => Ok((rest.to_owned(), None)),
+        };
         if text == "scratch" {
             Ok(Self::Scratch)
         } else if let Some(rest) = text.strip_prefix("oci:") {
-            let (directory, tag) = match rest.split_once(':') {
-                Some((_, "")) => return Err(bad("the tag after the colon is missing")),
-                Some((directory, tag)) => (directory, Some(tag.to_owned())),
-                None => (rest, None),
-            };
+            let (file, tag) = split(rest)?;
             Ok(Self::Oci {
-                path: path(directory)?,
+                path: path(&file)?,
                 tag,
             })
+        } else if let Some(rest) = text.strip_prefix("docker-archive:") {
+            let (file, image) = split(rest)?;
+            Ok(Self::DockerArchive {
+                path: path(&file)?,
+                image,
+            })
+        } else if let Some(name) = text.strip_prefix("docker-daemon:") {
+            // The name becomes a part of a request's path.
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/:._@-".contains(&byte);
+            if !name.is_empty() && name.bytes().all(allowed) && !name.contains("..") {
+                Ok(Self::DockerDaemon(name.to_owned()))
+            } else {
+                Err(bad(
+                    "an image of the daemon is named like busybox:1 or by its id",
+                ))
+            }
         } else if let Some(rest) = text.strip_prefix("tar:") {
             path(rest).map(Self::Tar)
         } else if let Some(rest) = text.strip_prefix("dir:") {
@@ -90,10 +110,8 @@ impl FromStr for Reference {
             Err(bad(&format!(
                 "{transport} is not read; convert it with `skopeo copy {text} oci:PATH:TAG`"
             )))
-        } else if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            Err(bad("a name has no blanks and is not empty"))
         } else {
-            Ok(Self::Registry(text.to_owned()))
+            text.parse().map(Self::Registry)
         }
     }
 }
@@ -106,11 +124,19 @@ impl fmt::Display for Reference {
                 path,
                 tag: Some(tag),
             } => write!(formatter, "oci:{}:{tag}", path.display()),
+            Self::DockerArchive { path, image: None } => {
+                write!(formatter, "docker-archive:{}", path.display())
+            }
+            Self::DockerArchive {
+                path,
+                image: Some(image),
+            } => write!(formatter, "docker-archive:{}:{image}", path.display()),
+            Self::DockerDaemon(name) => write!(formatter, "docker-daemon:{name}"),
             Self::Tar(path) => write!(formatter, "tar:{}", path.display()),
             Self::Directory(path) => write!(formatter, "dir:{}", path.display()),
             Self::Debootstrap(suite) => write!(formatter, "debootstrap:{suite}"),
             Self::Scratch => formatter.write_str("scratch"),
-            Self::Registry(name) => formatter.write_str(name),
+            Self::Registry(name) => name.fmt(formatter),
         }
     }
 }
@@ -143,6 +169,24 @@ mod tests {
                     tag: Some("x.org/n:v1".into()),
                 },
             ),
+            (
+                "docker-archive:a.tar:x:1",
+                Reference::DockerArchive {
+                    path: "a.tar".into(),
+                    image: Some("x:1".into()),
+                },
+            ),
+            (
+                "docker-archive:a.tar",
+                Reference::DockerArchive {
+                    path: "a.tar".into(),
+                    image: None,
+                },
+            ),
+            (
+                "docker-daemon:a/b:1",
+                Reference::DockerDaemon("a/b:1".into()),
+            ),
             ("tar:a:b.tar", Reference::Tar("a:b.tar".into())),
             ("dir:.", Reference::Directory(".".into())),
             (
@@ -150,10 +194,9 @@ mod tests {
                 Reference::Debootstrap("bookworm".into()),
             ),
             ("scratch", Reference::Scratch),
-            ("debian:12", Reference::Registry("debian:12".into())),
             (
-                "docker://debian",
-                Reference::Registry("docker://debian".into()),
+                "registry.example/debian:12",
+                Reference::Registry("registry.example/debian:12".parse().expect("a name")),
             ),
         ] {
             assert_eq!(text.parse::<Reference>().expect(text), reference);
@@ -168,22 +211,25 @@ mod tests {
             "oci:",
             "oci::x",
             "oci:a:",
+            "docker-archive:",
+            "docker-archive:a:",
+            "docker-daemon:",
+            "docker-daemon:../x",
+            "docker-daemon:a?b",
             "tar:",
             "dir:",
             "debootstrap:",
             "debootstrap:-x",
             "debootstrap:../x",
             "a b",
+            "Debian",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }
-        let error = "docker-archive:x.tar"
+        let error = "oci-archive:x.tar"
             .parse::<Reference>()
             .expect_err("refused")
             .to_string();
-        assert!(
-            error.contains("skopeo copy docker-archive:x.tar"),
-            "{error}"
-        );
+        assert!(error.contains("skopeo copy oci-archive:x.tar"), "{error}");
     }
 }

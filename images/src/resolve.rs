@@ -4,7 +4,10 @@
 use crate::architecture::host_architecture;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
-use crate::layout::{Layer, read_image};
+use crate::docker::{self, DaemonImage};
+use crate::layout::{Image, Layer, read_image};
+use crate::platform::Platform;
+use crate::registry::{Client, ImageName};
 use crate::stamp::{FileDigests, file_digest};
 use crate::{Error, Reference};
 use obuild_stores::SnapshotId;
@@ -12,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What resolving needs from its caller.
 pub struct ResolveOptions<'a> {
@@ -21,6 +25,8 @@ pub struct ResolveOptions<'a> {
     pub digests: &'a dyn FileDigests,
     /// How programs are found and run, for `debootstrap:`.
     pub tools: Tools,
+    /// The manifest that an image in a registry had when it was resolved last (see [`Resolved::manifest`]).
+    pub remembered: Option<Digest>,
     /// Asked now and then while a large file is hashed.
     pub cancelled: &'a dyn Fn() -> bool,
 }
@@ -34,6 +40,26 @@ pub struct Tools {
     pub proxies: Vec<(OsString, OsString)>,
     /// The directory of the host's apt configuration.
     pub apt: PathBuf,
+    /// What talks to registries; without it only what needs none is resolved.
+    pub registry: Option<Arc<Client>>,
+    /// When registries are asked.
+    pub pull: Pull,
+    /// The platform to take of images that are for several; this machine's if none is named.
+    pub platform: Option<Platform>,
+    /// The Engine API's socket, for `docker-daemon:`.
+    pub docker_socket: PathBuf,
+}
+
+/// When a registry is asked what a tag means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pull {
+    /// Each time.
+    Always,
+    /// When the image was never resolved before.
+    #[default]
+    Missing,
+    /// Never, and nothing is fetched.
+    Never,
 }
 
 impl Default for Tools {
@@ -42,6 +68,10 @@ impl Default for Tools {
             path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
             proxies: Vec::new(),
             apt: "/etc/apt".into(),
+            registry: None,
+            pull: Pull::default(),
+            platform: None,
+            docker_socket: "/var/run/docker.sock".into(),
         }
     }
 }
@@ -55,13 +85,20 @@ pub struct Resolved {
     pub config: ImageConfig,
     /// The reference, with absolute paths.
     pub reference: Reference,
+    /// The digest of the manifest or index that a registry's tag or digest means, to be remembered.
+    pub manifest: Option<Digest>,
     pub(crate) source: Source,
 }
 
 /// Where the tree comes from.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
-    Layers(Vec<ChainLayer>),
+    Layers {
+        layers: Vec<ChainLayer>,
+        /// Where layers come from that are not here.
+        remote: Option<Remote>,
+    },
+    Daemon(DaemonImage),
     Tar {
         path: PathBuf,
         digest: Digest,
@@ -78,11 +115,38 @@ pub(crate) enum Source {
     Scratch,
 }
 
+/// A repository that has the layers.
+#[derive(Clone, Debug)]
+pub(crate) struct Remote {
+    pub(crate) client: Arc<Client>,
+    pub(crate) name: ImageName,
+    /// Whether layers may be fetched.
+    pub(crate) fetch: bool,
+}
+
 /// A layer with the snapshot that it and those below it make.
 #[derive(Clone, Debug)]
 pub(crate) struct ChainLayer {
     pub(crate) id: SnapshotId,
     pub(crate) layer: Layer,
+}
+
+impl Resolved {
+    fn of_image(
+        image: Image,
+        reference: Reference,
+        manifest: Option<Digest>,
+        remote: Option<Remote>,
+    ) -> Self {
+        let layers = chain(image.layers);
+        Self {
+            id: layers.last().map_or_else(scratch, |layer| layer.id),
+            config: image.config,
+            reference,
+            manifest,
+            source: Source::Layers { layers, remote },
+        }
+    }
 }
 
 /// Finds out what a reference means at this moment.
@@ -95,25 +159,62 @@ pub(crate) struct ChainLayer {
 /// [`crate::import`] finds out.
 pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Resolved, Error> {
     let absolute = |path: &Path| options.base_dir.join(path);
+    let platform = || {
+        options
+            .tools
+            .platform
+            .clone()
+            .unwrap_or_else(Platform::host)
+    };
     match reference {
         Reference::Scratch => Ok(Resolved {
             id: scratch(),
             config: ImageConfig::default(),
             reference: Reference::Scratch,
+            manifest: None,
             source: Source::Scratch,
         }),
         Reference::Oci { path, tag } => {
             let path = absolute(path);
-            let image = read_image(&path, tag.as_deref(), host_architecture())?;
-            let layers = chain(image.layers);
+            let image = read_image(&path, tag.as_deref(), &platform())?;
+            let reference = Reference::Oci {
+                path,
+                tag: tag.clone(),
+            };
+            Ok(Resolved::of_image(image, reference, None, None))
+        }
+        Reference::DockerArchive { path, image } => {
+            let path = absolute(path);
+            let file = open_archive(&path)?;
+            let client = options.tools.registry.as_ref();
+            let file = docker::expand(file, &path, client, options.cancelled)?;
+            let found = docker::read_archive(file, &path, image.as_deref())?;
+            let reference = Reference::DockerArchive {
+                path,
+                image: image.clone(),
+            };
+            Ok(Resolved::of_image(found, reference, None, None))
+        }
+        Reference::DockerDaemon(name) => {
+            let tools = &options.tools;
+            let without = || Error::Daemon {
+                socket: tools.docker_socket.clone(),
+                reason: "this host has no client for it".to_owned(),
+            };
+            let client = tools.registry.as_ref().ok_or_else(without)?;
+            let socket = &tools.docker_socket;
+            let (image, diff_ids, config) =
+                docker::inspect(client, socket, name, options.cancelled)?;
+            let id = chain_id(&diff_ids).map_err(|reason| Error::BadImage {
+                layout: reference.to_string().into(),
+                reason,
+            })?;
             Ok(Resolved {
-                id: layers.last().map_or_else(scratch, |layer| layer.id),
-                config: image.config,
-                reference: Reference::Oci {
-                    path,
-                    tag: tag.clone(),
-                },
-                source: Source::Layers(layers),
+                id,
+                config,
+                reference: reference.clone(),
+                manifest: None,
+                source: Source::Daemon(image),
             })
         }
         Reference::Tar(path) => {
@@ -124,6 +225,7 @@ pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Re
                 id: identity(b"tar", &[digest.as_bytes()]),
                 config: ImageConfig::default(),
                 reference: Reference::Tar(path.clone()),
+                manifest: None,
                 source: Source::Tar { path, digest },
             })
         }
@@ -134,6 +236,7 @@ pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Re
                 id: identity(b"dir", &[&digest]),
                 config: ImageConfig::default(),
                 reference: Reference::Directory(path.clone()),
+                manifest: None,
                 source: Source::Directory { path, digest },
             })
         }
@@ -149,6 +252,7 @@ pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Re
                 id: identity(b"debootstrap", &parts),
                 config,
                 reference: reference.clone(),
+                manifest: None,
                 source: Source::Debootstrap {
                     suite: suite.clone(),
                     architecture,
@@ -156,9 +260,32 @@ pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Re
                 },
             })
         }
-        Reference::Registry(name) => Err(Error::Registry {
-            reference: name.clone(),
-        }),
+        Reference::Registry(name) => {
+            let tools = &options.tools;
+            let never = || {
+                let image = name.to_string();
+                Error::registry(name, crate::registry::Error::NotHere { image })
+            };
+            let client = tools.registry.as_ref().ok_or_else(never)?;
+            let (manifest, image) = client.resolve(
+                name,
+                tools.platform.as_ref(),
+                tools.pull,
+                options.remembered,
+                options.cancelled,
+            )?;
+            let remote = Remote {
+                client: Arc::clone(client),
+                name: name.clone(),
+                fetch: tools.pull != Pull::Never,
+            };
+            Ok(Resolved::of_image(
+                image,
+                reference.clone(),
+                Some(manifest),
+                Some(remote),
+            ))
+        }
     }
 }
 
@@ -187,14 +314,28 @@ pub(crate) fn open_archive(path: &Path) -> Result<File, Error> {
     Ok(file.into_parts().0)
 }
 
+/// Returns the snapshot of a chain of layers.
+fn chain_id(diff_ids: &[String]) -> Result<SnapshotId, String> {
+    let mut below = None;
+    for diff_id in diff_ids {
+        below = Some(link(below, Digest::parse(diff_id)?));
+    }
+    Ok(below.map_or_else(scratch, |chain| identity(b"layers", &[chain.as_bytes()])))
+}
+
+/// Adds a layer to a chain.
+fn link(below: Option<Digest>, diff_id: Digest) -> Digest {
+    match below {
+        None => diff_id,
+        Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
+    }
+}
+
 /// Names each layer by the chain that ends with it (OCI image-spec v1.1 config.md, "Layer `ChainID`").
-fn chain(layers: Vec<Layer>) -> Vec<ChainLayer> {
+pub(crate) fn chain(layers: Vec<Layer>) -> Vec<ChainLayer> {
     let mut below: Option<Digest> = None;
     let name = |layer: Layer| {
-        let chain = match below {
-            None => layer.diff_id,
-            Some(below) => Digest::of(format!("{below} {}", layer.diff_id).as_bytes()),
-        };
+        let chain = link(below, layer.diff_id);
         below = Some(chain);
         ChainLayer {
             id: identity(b"layers", &[chain.as_bytes()]),
@@ -229,7 +370,8 @@ mod tests {
     fn layers_are_named_by_their_chain() {
         let layer = |byte| Layer {
             path: "x".into(),
-            digest: Digest([0; 32]),
+            part: None,
+            digest: None,
             size: 1,
             diff_id: Digest([byte; 32]),
         };

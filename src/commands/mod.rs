@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One file a subcommand, and what several of them need.
 
+pub(crate) mod archive;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod delete;
 pub(crate) mod df;
+pub(crate) mod diff;
 pub(crate) mod dockerfile;
 pub(crate) mod export;
 pub(crate) mod fmt;
@@ -15,10 +17,13 @@ pub(crate) mod log;
 pub(crate) mod ls;
 pub(crate) mod man;
 pub(crate) mod prune;
+pub(crate) mod pull;
+pub(crate) mod push;
 pub(crate) mod run;
 pub(crate) mod shell;
 pub(crate) mod store;
 pub(crate) mod unshare;
+pub(crate) mod verify;
 
 use crate::cli::{Global, SandboxKind, SandboxOptions};
 use crate::config::Config;

@@ -2,17 +2,19 @@
 //! `obuild run SPEC [CONTEXT]`: build a spec.
 
 use super::{open_sandbox, open_store, parse_spec, print, read_spec, runtime};
-use crate::cli::{Global, ProgressKind, Run};
-use crate::config::Config;
+use crate::cli::{Global, ProgressKind, PullWhen, Run};
+use crate::config::{Config, proxies};
 use crate::failure::Failure;
+use crate::outputs::Outputs;
 use crate::progress;
 use crate::values::{parse_duration, parse_size};
 use anyhow::Result;
 use bstr::BString;
 use obuild_engine::{BuildResult, Engine, NoCache, Settings};
-use obuild_images::{Resolved, Tools};
+use obuild_images::{Pull, Resolved, Tools};
 use obuild_sandboxes::{Limits, Sandbox};
 use obuild_specs::{BaseInfo, Diagnostic, Plan, Spec, StepId};
+use obuild_stores::Store;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +26,25 @@ const EVENTS: usize = 256;
 
 pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
     let config = Config::read(global)?;
+    let kind = progress_kind(options.quiet, options.progress, &config);
+    let outputs = Outputs::parse(&options.outputs, None, kind == ProgressKind::Quiet)?;
+    let takes_stdout = outputs.takes_stdout();
+    let (_, result) = build_spec(global, options, options.jobs, None, outputs)?;
+    if takes_stdout {
+        return Ok(());
+    }
+    print(format!("{}\n", result.snapshot))
+}
+
+/// Builds the spec that the options name, and writes its outputs. `no_cache` wins over what they say of that.
+pub(crate) fn build_spec(
+    global: &Global,
+    options: &Run,
+    jobs: Option<usize>,
+    no_cache: Option<NoCache>,
+    outputs: Outputs,
+) -> Result<(Arc<Engine>, BuildResult)> {
+    let config = Config::read(global)?;
     let colour = progress::colour(global.color);
     let (file, context) = paths(options)?;
     let text = read_spec(&file)?;
@@ -34,22 +55,18 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
         .map(|text| secret(text))
         .collect::<Result<HashMap<_, _>>>()?;
     let limits = limits(options, &config)?;
-    let kind = if options.quiet {
-        ProgressKind::Quiet
-    } else {
-        options
-            .progress
-            .or(config.progress)
-            .unwrap_or(ProgressKind::Auto)
-    };
-    let kind = progress::choose(kind);
+    let kind = progress_kind(options.quiet, options.progress, &config);
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(global, &options.sandbox, &config, &*store)?;
     check_limits(&*sandbox, &limits)?;
-    let jobs = options
-        .jobs
+    let jobs = jobs
         .or(config.jobs)
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let tools = Tools {
+        pull: pull(options.pull),
+        ..tools(&config, &*store)
+    };
+    let client = tools.registry.clone();
     let engine = Engine::open(store, sandbox, jobs)?;
     let result = runtime()?.block_on(async {
         let base_dir = if file.as_os_str() == "-" {
@@ -59,9 +76,12 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
         };
         let cancel = CancellationToken::new();
         watch_signals(&cancel)?;
-        let bases = resolve(&engine, &spec, &base_dir, &cancel).await?;
+        let bases = resolve(&engine, &spec, &base_dir, &tools, &cancel).await?;
         let plan = lower(&spec, &bases, options.target.as_deref())?;
-        let no_cache = no_cache(&plan, options)?;
+        let no_cache = match no_cache {
+            Some(no_cache) => no_cache,
+            None => self::no_cache(&plan, options)?,
+        };
         let settings = Settings {
             context,
             secrets,
@@ -79,12 +99,28 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
                 .record_digests(vec![result.snapshot], &cancel)
                 .await?;
         }
+        outputs
+            .write(&engine, client, result.snapshot, &cancel)
+            .await?;
         anyhow::Ok(result)
     })?;
-    print(format!("{}\n", result.snapshot))
+    Ok((engine, result))
 }
 
-async fn build(
+/// Decides how to tell what happens.
+pub(crate) fn progress_kind(
+    quiet: bool,
+    asked: Option<ProgressKind>,
+    config: &Config,
+) -> ProgressKind {
+    progress::choose(if quiet {
+        ProgressKind::Quiet
+    } else {
+        asked.or(config.progress).unwrap_or(ProgressKind::Auto)
+    })
+}
+
+pub(crate) async fn build(
     engine: &Arc<Engine>,
     plan: Plan,
     bases: HashMap<String, Arc<Resolved>>,
@@ -233,38 +269,45 @@ async fn resolve(
     engine: &Arc<Engine>,
     spec: &Spec,
     base_dir: &Path,
+    tools: &Tools,
     cancel: &CancellationToken,
 ) -> Result<HashMap<String, Arc<Resolved>>> {
     let mut resolved = HashMap::new();
     for base in spec.bases() {
         let image = engine
-            .resolve(&base.value, base_dir, tools(), cancel)
+            .resolve(&base.value, base_dir, tools.clone(), cancel)
             .await?;
         resolved.insert(base.value, Arc::new(image));
     }
     Ok(resolved)
 }
 
-/// How programs of the host (`debootstrap`) are found and reach the network.
-pub(crate) fn tools() -> Tools {
-    let mut tools = Tools::default();
+/// How programs of the host (`debootstrap`) and registries are found and reached.
+pub(crate) fn tools(config: &Config, store: &dyn Store) -> Tools {
+    let mut tools = Tools {
+        proxies: proxies(),
+        registry: Some(config.registry_client(store)),
+        ..Tools::default()
+    };
     if let Some(path) = std::env::var_os("PATH") {
         tools.path = path;
     }
-    for name in [
-        "http_proxy",
-        "https_proxy",
-        "ftp_proxy",
-        "no_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-    ] {
-        if let Some(value) = std::env::var_os(name) {
-            tools.proxies.push((name.into(), value));
-        }
+    // Docker's own programs take other transports too, which are not for us.
+    if let Ok(host) = std::env::var("DOCKER_HOST")
+        && let Some(path) = host.strip_prefix("unix://")
+    {
+        tools.docker_socket = path.into();
     }
     tools
+}
+
+/// What an option of the command line means to `images`.
+pub(crate) fn pull(when: PullWhen) -> Pull {
+    match when {
+        PullWhen::Always => Pull::Always,
+        PullWhen::Missing => Pull::Missing,
+        PullWhen::Never => Pull::Never,
+    }
 }
 
 fn lower(

@@ -8,6 +8,8 @@
     reason = "a test fails by a panic, and short specs may be joined from pieces"
 )]
 
+mod archive_check;
+mod archive_index;
 mod bad_input;
 mod builds;
 mod caches;
@@ -17,7 +19,9 @@ mod crashes;
 #[cfg(feature = "docker")]
 mod docker;
 mod harness;
+mod images;
 mod matrix;
+mod registry;
 mod rootless;
 mod secrets;
 mod sharing;

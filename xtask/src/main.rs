@@ -24,6 +24,7 @@ mod fuzz;
 mod lint;
 mod packages;
 mod reaper;
+mod registries;
 mod report;
 mod rootless;
 mod test;

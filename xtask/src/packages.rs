@@ -41,6 +41,11 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("losetup"), "mount"),
     (Sign::Program("newuidmap"), "uidmap"),
     (Sign::Program("useradd"), "passwd"),
+    (Sign::Program("docker-registry"), "docker-registry"),
+    (Sign::Program("htpasswd"), "apache2-utils"),
+    (Sign::Program("openssl"), "openssl"),
+    (Sign::Program("skopeo"), "skopeo"),
+    (Sign::Program("umoci"), "umoci"),
 ];
 
 /// What the demonstration uses.
@@ -58,6 +63,8 @@ pub(crate) const PEERS: &[Need] = &[
     (Sign::Program("runc"), "runc"),
     (Sign::Program("dockerd"), "docker.io"),
     (Sign::Program("buildah"), "buildah"),
+    (Sign::Program("docker-registry"), "docker-registry"),
+    (Sign::Program("skopeo"), "skopeo"),
 ];
 
 /// Returns the packages of `needs` that are not there.

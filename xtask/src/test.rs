@@ -5,10 +5,11 @@ use crate::cmd::Cmd;
 use crate::dockerd::Daemon;
 use crate::filesystems::Scratch;
 use crate::reaper::Guard;
+use crate::registries::{Access, Registry};
 use crate::report::Report;
 use crate::rootless::{self, Users};
 use crate::zfs::Pool;
-use crate::{accounts, debian, docs, examples, faults, lint, packages, workspace};
+use crate::{accounts, debian, docs, examples, faults, lint, packages, registries, workspace};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -53,11 +54,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if let Some(pool) = surroundings.pool.take() {
         report.check("no pool left behind", || pool.close());
     }
-    // Before the directories that their homes are in.
+    // Before the directories that their homes and files are in.
     surroundings.accounts.clear();
     if let Some(docker) = surroundings.docker.take() {
         report.check("docker daemon ended", || docker.close());
     }
+    surroundings.registries.clear();
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
     }
@@ -75,6 +77,7 @@ struct Surroundings {
     accounts: Vec<Guard>,
     /// Before the directory that it has its things in.
     docker: Option<Daemon>,
+    registries: Vec<Registry>,
     scratch: Option<Scratch>,
     users: Option<Users>,
     variables: Vec<(&'static str, PathBuf)>,
@@ -92,6 +95,7 @@ impl Surroundings {
                 pool: None,
                 accounts: Vec::new(),
                 docker: None,
+                registries: Vec::new(),
                 scratch: Some(scratch),
                 users: None,
                 variables,
@@ -126,6 +130,28 @@ impl Surroundings {
             variables.push(("OBUILD_TEST_DEBIAN", debian::tar()?));
             Ok(())
         });
+        let mut started = Vec::new();
+        for (variable, access, name) in [
+            ("OBUILD_TEST_REGISTRY", Access::Open, "open"),
+            (
+                "OBUILD_TEST_REGISTRY_PASSWORD",
+                Access::Password,
+                "password",
+            ),
+            ("OBUILD_TEST_REGISTRY_TLS", Access::Tls, "tls"),
+        ] {
+            report.check("registry", || {
+                let directory = scratch.path().join("registries").join(name);
+                let registry = Registry::start(&directory, access)?;
+                variables.push((variable, registry.host().into()));
+                if access == Access::Tls {
+                    let authority = registries::authority(&directory);
+                    variables.push(("OBUILD_TEST_REGISTRY_CA", authority));
+                }
+                started.push(registry);
+                Ok(())
+            });
+        }
         let mut users = None;
         report.check("users", || {
             let made = Users::create(&scratch)?;
@@ -155,6 +181,7 @@ impl Surroundings {
             pool,
             accounts,
             docker,
+            registries: started,
             scratch: Some(scratch),
             users,
             variables,
