@@ -93,7 +93,7 @@ pub(super) const FAULTS: &[Fault] = &[
         count: 30,
         lacks: |store, _| {
             let zfs = store.kind == "zfs";
-            (zfs.then(|| "zfs-fuse does not make what is mounted read-only".to_owned()))
+            zfs.then(|| "zfs-fuse does not make what is mounted read-only".to_owned())
         },
         ..Fault::new("read-only", full::read_only)
     },
