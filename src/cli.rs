@@ -4,7 +4,8 @@
 mod archive;
 
 pub(crate) use archive::{
-    ArchiveGc, ArchiveImport, ArchiveIndex, ArchiveStatus, ArchiveSync, ArchiveVerify,
+    ArchiveDeploy, ArchiveGc, ArchiveImage, ArchiveImageOptions, ArchiveImport, ArchiveIndex,
+    ArchiveServe, ArchiveStatus, ArchiveSync, ArchiveVerify, LogFormat,
 };
 
 use crate::outputs::parse_compression;
@@ -690,6 +691,12 @@ pub(crate) enum ArchiveCommand {
     Gc(ArchiveGc),
     /// Take over archives that are on this machine already; nothing is downloaded
     Import(ArchiveImport),
+    /// Serve an archive over HTTP
+    Serve(ArchiveServe),
+    /// Make an image of the archive, of which only what is new is pushed
+    Image(ArchiveImage),
+    /// From merge to live: sync, make the image, push it, run a command
+    Deploy(ArchiveDeploy),
 }
 
 /// `obuild archive check`.

@@ -4,7 +4,7 @@
 use crate::cli::{Global, ProgressKind, RsyncMode, SandboxKind};
 use crate::failure::Failure;
 use anyhow::{Context, Result};
-use obuild_images::registry::{Client, ClientOptions, HostOptions};
+use obuild_images::registry::{Client, ClientOptions, DIRECTORY, HostOptions};
 use obuild_stores::{Kind, Options, Store, StoreUrl};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -76,7 +76,12 @@ impl Config {
 
     /// Returns what talks to registries; what it fetches is kept with the store. Cheap: nothing is done before it is used.
     pub(crate) fn registry_client(&self, store: &dyn Store) -> Arc<Client> {
-        let mut options = ClientOptions::new(store.state_dir().join("images"));
+        self.registry_client_in(&store.state_dir().join(DIRECTORY))
+    }
+
+    /// The same, but what it fetches is kept in this directory.
+    pub(crate) fn registry_client_in(&self, directory: &Path) -> Arc<Client> {
+        let mut options = ClientOptions::new(directory);
         // As Docker's own programs find it.
         options.credentials = env::var_os("DOCKER_CONFIG")
             .map(PathBuf::from)

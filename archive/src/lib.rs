@@ -8,9 +8,11 @@ pub mod cache;
 pub mod check;
 mod checksum;
 pub mod fetch;
+pub mod image;
 pub mod index;
 pub mod opam;
 pub mod repository;
+pub mod serve;
 pub mod state;
 pub mod sync;
 

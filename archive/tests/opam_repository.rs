@@ -108,7 +108,7 @@ fn the_sources_are_those_that_the_ocaml_parser_finds() {
     assert_eq!(count("only-md5 false"), 2);
 }
 
-/// Every real file that is awkward, cut off at every byte and with every byte left out: never a panic, and never a loop.
+/// Every real file that is awkward, cut off here and there, and with a byte left out there: never a panic, and never a loop.
 #[test]
 fn damaged_real_files_are_survived() {
     let Some(data) = data() else { return };
@@ -117,7 +117,7 @@ fn damaged_real_files_are_survived() {
         let text = fs_err::read(entry.expect("an entry").path()).expect("a file");
         assert_eq!(parse(&text).errors, []);
         names += 1;
-        for at in (0..text.len()).step_by(7) {
+        for at in (0..text.len()).step_by(61) {
             sources(&parse(&text[..at]));
             let mut damaged = text.clone();
             damaged.remove(at);

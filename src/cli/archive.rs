@@ -3,7 +3,8 @@
 
 use super::{Format, ProgressKind};
 use crate::values::{parse_duration, parse_size};
-use clap::{Args, ValueHint};
+use clap::{Args, ValueEnum, ValueHint};
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -30,6 +31,15 @@ pub(crate) struct ArchiveSync {
     /// The commit to read
     #[arg(long, value_name = "ID")]
     pub(crate) commit: Option<String>,
+    /// Keep the archives only: no index.tar.gz and no repo file
+    #[arg(long)]
+    pub(crate) no_index: bool,
+    /// Where the index says that archives are, relative to it or a URL; may be given more than once
+    #[arg(long, value_name = "URL", default_value = "cache")]
+    pub(crate) archive_mirror: Vec<String>,
+    /// Take other fields of the index from this file, written as in opam's repo file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) fields: Option<PathBuf>,
     /// Ask this cache of another mirror too (`https://opam.ocaml.org/cache`); may be given more than once
     #[arg(long, value_name = "URL")]
     pub(crate) upstream_cache: Vec<String>,
@@ -156,8 +166,86 @@ pub(crate) struct ArchiveImport {
     pub(crate) format: Format,
 }
 
+/// `obuild archive serve`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "SIGTERM and SIGINT end the server when the requests at hand are done; SIGHUP opens the access log anew and reads the certificate again. \
+Sockets that systemd passes are listened on; one whose FileDescriptorName is tls or https speaks TLS."
+)]
+pub(crate) struct ArchiveServe {
+    /// The archive's directory: index.tar.gz, repo, cache, packages
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) directory: PathBuf,
+    /// Listen here, without TLS [default: 127.0.0.1:8080 if nothing else is listened on]
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address)]
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Listen here, with TLS
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address, requires = "tls_certificate")]
+    pub(crate) listen_tls: Vec<SocketAddr>,
+    /// The certificate and its chain, in PEM; read again when it changes
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// The certificate's key, in PEM
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Let another server of the same user listen on the same addresses, so that a new one can begin before the old one ends
+    #[arg(long)]
+    pub(crate) reuse_port: bool,
+    /// A directory for what DIR does not have
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) legacy: Option<PathBuf>,
+    /// Write an access log; - is standard output
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) access_log: Option<PathBuf>,
+    /// How a line of the access log looks
+    #[arg(long, value_name = "FORMAT", default_value = "combined")]
+    pub(crate) log_format: LogFormat,
+    /// Bring the archive up to date from this opam repository, as `obuild archive sync REPO --to DIR` does, when --poll and --hook-secret-file say
+    #[arg(long, value_name = "REPO", group = "updates")]
+    pub(crate) sync: Option<String>,
+    /// Run this shell command instead, for example to deploy elsewhere, too
+    #[arg(long, value_name = "COMMAND", group = "updates", value_hint = ValueHint::CommandString)]
+    pub(crate) update: Option<String>,
+    /// Update at the start and then this often
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "updates")]
+    pub(crate) poll: Option<Duration>,
+    /// Update when a hook is posted to /hooks/update that is signed with the secret in this file, as GitHub does it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "updates")]
+    pub(crate) hook_secret_file: Option<PathBuf>,
+    /// Threads that serve [default: the number of processors]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
+    /// Connections at once; when there are more, idle ones make room
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub(crate) max_connections: usize,
+    /// Connections at once from one address, or one /64 of IPv6
+    #[arg(long, value_name = "N")]
+    pub(crate) max_per_address: Option<usize>,
+    /// The time that a client has for a request's header
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "20s")]
+    pub(crate) header_timeout: Duration,
+    /// The time that a client may take nothing of what is sent to it
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
+    pub(crate) send_timeout: Duration,
+    /// The time that a connection is kept between requests
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "75s")]
+    pub(crate) idle_timeout: Duration,
+    /// The time that requests have to be finished when the server ends
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
+    pub(crate) stop_timeout: Duration,
+}
+
+/// The formats of the access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Apache's combined format
+    Combined,
+    /// One JSON object a line
+    Json,
+}
+
 /// `obuild archive index`.
-#[derive(Clone, Debug, Args)]
+#[derive(Debug, Args)]
 #[command(
     after_help = "Exit status: 0 done, 2 the usage is wrong, 3 the repository or the disk failed, 130 interrupted."
 )]
@@ -204,4 +292,86 @@ pub(crate) struct ArchiveIndex {
     /// How to report
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
+}
+
+/// Reads `PORT`, `:PORT` or `ADDRESS:PORT`; a port alone is on every address.
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
+        return Ok(SocketAddr::from(([0_u16; 8], port)));
+    }
+    text.to_socket_addrs()
+        .map_err(|error| format!("{error}; write for example 8080, 127.0.0.1:8080 or [::1]:8080"))?
+        .next()
+        .ok_or_else(|| "this name has no address".to_owned())
+}
+
+/// `obuild archive image`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Everything is below /srv in the image: cache, index.tar.gz, repo, legacy, www. Archives that were not there before become one \
+small layer; now and then small layers become one, the first never. There are at most 36 layers with a base image of eight.\n\n\
+Exit status: 0 done, or nothing to do, 2 the usage is wrong, 3 the registry or the disk failed, 130 interrupted."
+)]
+pub(crate) struct ArchiveImage {
+    /// The directory of the archive
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) directory: PathBuf,
+    #[command(flatten)]
+    pub(crate) image: ArchiveImageOptions,
+    /// Write an OCI image layout
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) to: Option<PathBuf>,
+    /// The image's name in the layout
+    #[arg(long, value_name = "TAG", requires = "to")]
+    pub(crate) tag: Option<String>,
+    /// Only tell what would be added, merged and pushed
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    /// How to report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+    /// How to show progress
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) progress: ProgressKind,
+}
+
+/// What goes into an image of an archive, and where it goes.
+#[derive(Debug, Args)]
+pub(crate) struct ArchiveImageOptions {
+    /// Push to this name, if the image is not what was pushed there the last time; may be given more than once
+    #[arg(long, value_name = "REG/REPO:TAG")]
+    pub(crate) push: Vec<String>,
+    /// Also push what was pushed the last time
+    #[arg(long, requires = "push")]
+    pub(crate) force: bool,
+    /// The image below: a name in a registry, or oci:PATH[:TAG]
+    #[arg(long, value_name = "IMAGE", default_value = "scratch")]
+    pub(crate) base: String,
+    /// Put this program at /usr/bin/obuild, and serve the archive with it when the image is run
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) program: Option<PathBuf>,
+    /// A directory that never changes, for /srv/legacy
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) legacy: Option<PathBuf>,
+    /// The pages of a site, for /srv/www
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) site: Option<PathBuf>,
+}
+
+/// `obuild archive deploy`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The stages are sync, image, push and command; each does only what is left to do, so that a deployment that failed is run again \
+with the same command. Nothing new in the repository and nothing left to do: nothing is done.\n\n\
+Exit status: 0 done, 1 archives did not come or the command failed (the rest is done), 2 the usage is wrong, 3 the repository, the registry or \
+the disk failed, 130 interrupted."
+)]
+pub(crate) struct ArchiveDeploy {
+    #[command(flatten)]
+    pub(crate) sync: ArchiveSync,
+    #[command(flatten)]
+    pub(crate) image: ArchiveImageOptions,
+    /// Run this shell command when the image is new; its environment says `OBUILD_IMAGE` and `OBUILD_COMMIT`
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub(crate) then: Option<String>,
 }

@@ -10,7 +10,7 @@ fn a_repository_is_checked() {
     let package = |name: &str, digest: &str| {
         world.write(
             &format!("repo/packages/{name}/{name}.1/opam"),
-            &format!(
+            format!(
                 "opam-version: \"2.0\"\nurl {{\n  src: \"https://example.org/x.tar.gz\"\n  checksum: \"sha256={}\"\n}}\n",
                 digest.repeat(64)
             ),

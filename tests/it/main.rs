@@ -10,6 +10,9 @@
 
 mod archive_check;
 mod archive_index;
+mod archive_opam;
+mod archive_serve;
+mod archive_sync;
 mod bad_input;
 mod builds;
 mod caches;

@@ -22,6 +22,7 @@ mod faults;
 mod filesystems;
 mod fuzz;
 mod lint;
+mod opam;
 mod packages;
 mod reaper;
 mod registries;

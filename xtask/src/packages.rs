@@ -41,6 +41,8 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("losetup"), "mount"),
     (Sign::Program("newuidmap"), "uidmap"),
     (Sign::Program("useradd"), "passwd"),
+    (Sign::Program("curl"), "curl"),
+    (Sign::Program("tidy"), "tidy"),
     (Sign::Program("docker-registry"), "docker-registry"),
     (Sign::Program("htpasswd"), "apache2-utils"),
     (Sign::Program("openssl"), "openssl"),
@@ -63,6 +65,11 @@ pub(crate) const PEERS: &[Need] = &[
     (Sign::Program("runc"), "runc"),
     (Sign::Program("dockerd"), "docker.io"),
     (Sign::Program("buildah"), "buildah"),
+    (Sign::Program("ocamlfind"), "ocaml-findlib"),
+    (
+        Sign::File("/usr/lib/ocaml/opam-file-format/META"),
+        "libopam-file-format-ocaml-dev",
+    ),
     (Sign::Program("docker-registry"), "docker-registry"),
     (Sign::Program("skopeo"), "skopeo"),
 ];

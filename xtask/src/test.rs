@@ -9,7 +9,9 @@ use crate::registries::{Access, Registry};
 use crate::report::Report;
 use crate::rootless::{self, Users};
 use crate::zfs::Pool;
-use crate::{accounts, debian, docs, examples, faults, lint, packages, registries, workspace};
+use crate::{
+    accounts, debian, docs, examples, faults, lint, opam, packages, registries, workspace,
+};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -56,10 +58,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     }
     // Before the directories that their homes and files are in.
     surroundings.accounts.clear();
+    surroundings.registries.clear();
     if let Some(docker) = surroundings.docker.take() {
         report.check("docker daemon ended", || docker.close());
     }
-    surroundings.registries.clear();
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
     }
@@ -75,9 +77,9 @@ struct Surroundings {
     pool: Option<Pool>,
     /// Deleted before the file systems go: fields are dropped in their order.
     accounts: Vec<Guard>,
+    registries: Vec<Registry>,
     /// Before the directory that it has its things in.
     docker: Option<Daemon>,
-    registries: Vec<Registry>,
     scratch: Option<Scratch>,
     users: Option<Users>,
     variables: Vec<(&'static str, PathBuf)>,
@@ -88,14 +90,19 @@ impl Surroundings {
         // /var/tmp: on a real disk on every system, and reachable for other users than root.
         let mut scratch = Scratch::create(Path::new("/var/tmp"))?;
         let mut variables = vec![("OBUILD_TEST_DIR", scratch.directory("plain")?)];
+        match workspace::opam_data() {
+            Some(data) => variables.push(("OBUILD_TEST_OPAM_DATA", data)),
+            // No skip, nor one in CI: they are extra proof where the files are, and what they prove is tested without them.
+            None => eprintln!("NOT APPLICABLE tests over all of opam-repository: no data"),
+        }
         if !workspace::is_root() {
             let reason = "not root: no file systems are made; tests that need them or root skip";
             report.lack("test file systems", reason);
             return Ok(Self {
                 pool: None,
                 accounts: Vec::new(),
-                docker: None,
                 registries: Vec::new(),
+                docker: None,
                 scratch: Some(scratch),
                 users: None,
                 variables,
@@ -152,6 +159,20 @@ impl Surroundings {
                 Ok(())
             });
         }
+        report.check("opam", || {
+            let mut clients = vec![opam::own()?];
+            let (newer, lacking) = opam::newer();
+            clients.extend(newer);
+            for reason in lacking {
+                eprintln!("SKIPPED {reason}");
+                anyhow::ensure!(
+                    !workspace::in_ci(),
+                    "nothing may be skipped in CI: {reason}"
+                );
+            }
+            variables.push(("OBUILD_TEST_OPAM", std::env::join_paths(clients)?.into()));
+            Ok(())
+        });
         let mut users = None;
         report.check("users", || {
             let made = Users::create(&scratch)?;
@@ -180,8 +201,8 @@ impl Surroundings {
         Ok(Self {
             pool,
             accounts,
-            docker,
             registries: started,
+            docker,
             scratch: Some(scratch),
             users,
             variables,

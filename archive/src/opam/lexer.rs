@@ -89,6 +89,8 @@ pub(super) struct Lexer<'a> {
     /// numbers in it.
     letterless_until: usize,
     pub(super) mistakes: Vec<Mistake>,
+    /// How many bytes were looked at, those that were looked at again included.
+    pub(super) work: usize,
 }
 
 impl<'a> Lexer<'a> {
@@ -98,6 +100,7 @@ impl<'a> Lexer<'a> {
             at: 0,
             letterless_until: 0,
             mistakes: Vec::new(),
+            work: 0,
         }
     }
 
@@ -127,9 +130,11 @@ impl<'a> Lexer<'a> {
 
     /// Reads the next token.
     pub(super) fn next(&mut self) -> (Token<'a>, Span) {
+        let before = self.at;
         self.skip_blanks();
         let start = self.at;
         let token = self.token(start);
+        self.work += self.at - before;
         (token, Span::new(start, self.at))
     }
 
@@ -245,13 +250,13 @@ impl<'a> Lexer<'a> {
     }
 
     /// Returns the end of the word that begins at `start`, if there is a letter in it.
-    fn id(&self, start: usize) -> Option<usize> {
+    fn id(&mut self, start: usize) -> Option<usize> {
         let (end, letters) = self.run(start);
         letters.then_some(end)
     }
 
     /// Returns the end of the longest run of bytes that words are made of, and whether one is a letter.
-    fn run(&self, start: usize) -> (usize, bool) {
+    fn run(&mut self, start: usize) -> (usize, bool) {
         let mut seen = 0;
         let mut end = start;
         while let Some(byte) = self.byte(end) {
@@ -262,6 +267,7 @@ impl<'a> Lexer<'a> {
             seen |= class;
             end += 1;
         }
+        self.work += end - start;
         (end, seen & LETTER != 0)
     }
 
@@ -293,7 +299,7 @@ impl<'a> Lexer<'a> {
     }
 
     /// Returns the end of an identifier whose first part ends at `end`: `(+part)*(:name)?`.
-    fn word_tail(&self, mut end: usize) -> usize {
+    fn word_tail(&mut self, mut end: usize) -> usize {
         while self.byte(end) == Some(b'+') {
             match self.id(end + 1) {
                 Some(part) => end = part,

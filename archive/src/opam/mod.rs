@@ -36,7 +36,7 @@ pub const MAX_ERRORS: usize = 50;
 /// The longest file that is worth reading; the longest of opam-repository has 24 kB. [`parse`] itself reads any length.
 pub const MAX_FILE_BYTES: u64 = 8 << 20;
 
-/// How deeply brackets, sections and prefixes may be nested. The deepest of opam-repository has 14 levels; without a limit a hostile
+/// How deeply brackets, sections and prefixes may be nested. The deepest of opam-repository has six levels; without a limit a hostile
 /// file could use up the stack of whoever walks over the tree.
 pub const MAX_DEPTH: usize = 200;
 

@@ -14,9 +14,6 @@ use super::tree::{Block, Field, Item, Kind, Name, Span, Value};
 use super::{MAX_DEPTH, MAX_ERRORS, Parsed, SyntaxError, place};
 use bstr::{BStr, ByteSlice};
 
-/// How often the whole text may be read again, so to speak, for going back after mistakes.
-const REREAD: usize = 4;
-
 /// What was begun cannot be read on; the mistake has been noted.
 pub(super) struct Stop;
 
@@ -36,8 +33,6 @@ pub(super) struct Parser<'a> {
     /// The elements of the lists that are open, the innermost last.
     pending: Vec<Value<'a>>,
     errors: Vec<SyntaxError>,
-    /// How many bytes may still be read again after mistakes.
-    pub(super) reread_budget: usize,
 }
 
 impl<'a> Parser<'a> {
@@ -53,7 +48,6 @@ impl<'a> Parser<'a> {
             repeated_options: 0,
             pending: Vec::new(),
             errors: Vec::new(),
-            reread_budget: REREAD * text.len(),
         }
     }
 
@@ -67,6 +61,14 @@ impl<'a> Parser<'a> {
             items,
             errors: self.errors,
         }
+    }
+
+    /// Reads, and returns how many bytes were looked at.
+    #[cfg(test)]
+    pub(super) fn work(mut self) -> usize {
+        self.advance();
+        self.items(None);
+        self.lexer.work
     }
 
     /// Goes on to the next token and returns the one that was there.
@@ -124,9 +126,9 @@ impl<'a> Parser<'a> {
                 Token::Bad => {
                     self.take_mistakes();
                     self.advance();
-                    // What else stands on that line goes with it, unless it makes sense by itself.
-                    let gap = self.previous_end..self.span.start;
-                    if matches!(self.token, Token::Ident(_)) || self.text[gap].contains(&b'\n') {
+                    // What else stands on that line goes with it.
+                    let gap = &self.text[start..self.span.start];
+                    if start == 0 || gap.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
                         continue;
                     }
                     Err(Stop)
@@ -188,14 +190,17 @@ impl<'a> Parser<'a> {
         self.advance();
         let items = self.items(Some(open));
         self.depth -= 1;
-        if self.token == Token::Close(Bracket::Curly) {
+        let end = if self.token == Token::Close(Bracket::Curly) {
             self.advance();
-        }
+            self.previous_end
+        } else {
+            self.previous_end.min(self.span.start)
+        };
         Ok(Item::Block(Block {
             kind: name,
             name: block_name,
             items,
-            span: Span::new(span.start, self.previous_end),
+            span: Span::new(span.start, end),
         }))
     }
 

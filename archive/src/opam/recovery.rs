@@ -8,6 +8,10 @@
 use super::parser::Parser;
 use bstr::ByteSlice;
 
+/// How often the whole text may be looked at, so to speak, before reading goes back no more after a mistake: a hostile file could make
+/// it go back again and again.
+const MAX_WORK: usize = 6;
+
 /// Where reading goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Goes {
@@ -22,12 +26,9 @@ impl Parser<'_> {
     pub(super) fn recover(&mut self, item: usize, nested: bool) -> Goes {
         let mistake = self.lexer.at();
         let mut line = next_line(self.text, item);
-        // Going back costs; a hostile file must not make it cost more than linear time.
         let back = mistake.saturating_sub(line);
-        if back > self.reread_budget {
+        if self.lexer.work + back > MAX_WORK * self.text.len() {
             line = next_line(self.text, mistake);
-        } else {
-            self.reread_budget -= back;
         }
         while line < self.text.len() {
             let goes = match looks(&self.text[line..]) {
@@ -35,7 +36,9 @@ impl Parser<'_> {
                 Some(Look::Block) if nested => Goes::Left,
                 Some(Look::Field { indented: false } | Look::Block) => Goes::On,
                 _ => {
-                    line = next_line(self.text, line);
+                    let next = next_line(self.text, line);
+                    self.lexer.work += next - line;
+                    line = next;
                     continue;
                 }
             };

@@ -53,7 +53,7 @@ pub struct Source {
     pub mirrors: Vec<BString>,
     /// What it must match, all of it, in the order of the file: clients ask for the first. None twice.
     pub checksums: Vec<Checksum>,
-    /// What is wrong with it.
+    /// What is wrong with it, in the order of the file.
     pub problems: Vec<Problem>,
 }
 
@@ -289,6 +289,7 @@ impl Sources {
         {
             reader.problem(ProblemKind::OnlyMd5, value.span);
         }
+        reader.problems.sort_by_key(|problem| problem.span.start);
         self.sources.push(Source {
             section,
             url,

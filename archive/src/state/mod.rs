@@ -47,6 +47,9 @@ pub struct State {
     pub revision: Option<String>,
     /// The last commit of which everything was looked at.
     pub commit: Option<String>,
+    /// How the index was to be made, to see when that changes.
+    #[serde(default)]
+    pub index: String,
     /// The file with the table of packages.
     table: Option<String>,
     /// How many packages there are.

@@ -3,6 +3,7 @@
 
 use crate::cache::CacheError;
 use crate::fetch::FetchError;
+use crate::index;
 use crate::repository;
 use crate::state::StateError;
 
@@ -18,6 +19,9 @@ pub enum SyncError {
     /// The repository cannot be read.
     #[error("the repository cannot be read")]
     Repository(#[from] repository::Error),
+    /// The index cannot be made.
+    #[error("the index cannot be made")]
+    Index(#[from] index::Error),
     /// There is no client to fetch with.
     #[error(transparent)]
     Fetch(#[from] FetchError),

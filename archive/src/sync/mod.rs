@@ -18,7 +18,8 @@ pub use report::{Problem, Report};
 
 use crate::cache::{Cache, Committer, Lock};
 use crate::fetch::{FetchOptions, Fetcher};
-use crate::repository::{self, Commit, Repository};
+use crate::index::{Fields, Index};
+use crate::repository::{self, Commit, Git, Repository};
 use crate::state::{State, SyncRecord, now};
 use job::Jobs;
 use std::path::PathBuf;
@@ -45,6 +46,24 @@ pub struct SyncOptions {
     pub retry: bool,
     /// Waits when another process works on the archive.
     pub wait: bool,
+    /// How git is run.
+    pub git: Git,
+    /// What the `repo` file says, if there is to be an index: `index.tar.gz` and `repo` beside the cache.
+    pub index: Option<Fields>,
+}
+
+impl SyncOptions {
+    /// Returns how the index is to be made, to see when that changes.
+    fn index_wanted(&self) -> String {
+        format!("{:?}", self.index)
+    }
+
+    /// Tells whether the index is there that the last sync made.
+    fn index_made(&self, state: &State) -> bool {
+        let there = |name: &str| self.directory.join(name).exists();
+        state.index == self.index_wanted()
+            && (self.index.is_none() || there("index.tar.gz") && there("repo"))
+    }
 }
 
 /// Brings the archive up to date with the repository.
@@ -78,7 +97,9 @@ pub async fn sync(
             .failures
             .values()
             .any(|failure| failure.next <= started);
-    if read_before && !moved && !state.recheck && (!due || state.failures.is_empty()) {
+    let missing_due = due && !state.failures.is_empty();
+    let index_made = options.index_made(&state);
+    if read_before && !moved && !state.recheck && !missing_due && index_made {
         State::touch(&options.directory)?;
         return Ok(Report::nothing(&state, clock.elapsed()));
     }
@@ -164,15 +185,31 @@ pub async fn sync(
     state.recheck = false;
     state.syncs.push(record);
     report.missing = state.failures.len() as u64;
-    let directory = options.directory.clone();
+    state.index = options.index_wanted();
+    let (directory, fields, stop) = (
+        options.directory.clone(),
+        options.index.clone(),
+        stop.clone(),
+    );
+    let mut repository = read.repository;
     let write = move || {
         // The names of the archives are on the disk before anything says that they are there.
         cache.sync()?;
+        let made = match fields {
+            Some(fields) => {
+                let work = crate::cache::private(&directory).join("index");
+                let (index, made) =
+                    Index::update(&work, &mut repository, &head, &fields, None, &stop)?;
+                index.publish(&directory)?;
+                Some(made)
+            }
+            None => None,
+        };
         state.write(&directory, Some(&table))?;
         State::touch(&directory)?;
-        Ok(())
+        Ok(made)
     };
-    blocking(write).await?;
+    report.index = blocking(write).await?;
     report.time = clock.elapsed();
     Ok(report)
 }
@@ -208,6 +245,7 @@ async fn look(
     let said = Arc::clone(progress);
     let open = repository::Options {
         revision: options.revision.clone(),
+        git: options.git.clone(),
         cancel: stop.clone(),
         progress: Some(Arc::new(move |line: &str| said.say(line))),
         ..repository::Options::default()

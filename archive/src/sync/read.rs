@@ -11,6 +11,7 @@ use std::collections::HashSet;
 
 /// What was read.
 pub(super) struct Read {
+    pub(super) repository: Repository,
     pub(super) table: Table,
     /// The opam files that were read.
     pub(super) touched: HashSet<String>,
@@ -22,7 +23,7 @@ pub(super) struct Read {
 
 /// Reads what differs between two commits, or everything if there is no first one, or no longer.
 pub(super) fn read(
-    mut repository: Repository,
+    repository: Repository,
     from: Option<&Commit>,
     to: &Commit,
     old: Table,
@@ -30,6 +31,7 @@ pub(super) fn read(
 ) -> Result<Read, SyncError> {
     let before = old.named();
     let mut read = Read {
+        repository,
         table: Table::default(),
         touched: HashSet::new(),
         packages: 0,
@@ -38,18 +40,18 @@ pub(super) fn read(
     };
     let skipped = if from.is_some() {
         read.table = old;
-        match visit(&mut repository, from, to, &mut read) {
+        match visit(from, to, &mut read) {
             Err(Error::NoSuchCommit { .. }) => {
                 // The branch was rewritten and the old commit swept away.
                 read.table = Table::default();
                 read.touched.clear();
                 (read.packages, read.removed, read.whole) = (0, 0, true);
-                visit(&mut repository, None, to, &mut read)?
+                visit(None, to, &mut read)?
             }
             result => result?,
         }
     } else {
-        let skipped = visit(&mut repository, None, to, &mut read)?;
+        let skipped = visit(None, to, &mut read)?;
         let gone = |path: &&String| !read.table.packages.contains_key(*path);
         read.removed = old.packages.keys().filter(gone).count() as u64;
         skipped
@@ -86,24 +88,31 @@ fn note_unnamed(before: &HashSet<Checksum>, table: &Table, state: &mut State) {
 }
 
 fn visit(
-    repository: &mut Repository,
     from: Option<&Commit>,
     to: &Commit,
     read: &mut Read,
 ) -> Result<Vec<crate::repository::Skipped>, Error> {
+    let Read {
+        repository,
+        table,
+        touched,
+        packages,
+        removed,
+        ..
+    } = read;
     repository.changes(from, to, &mut |change: Change| -> Result<(), Error> {
         let Some(path) = opam_file(&change) else {
             return Ok(());
         };
         match &change.content {
             Some(text) => {
-                read.table.packages.insert(path.clone(), package(text));
-                read.packages += 1;
+                table.packages.insert(path.clone(), package(text));
+                *packages += 1;
             }
-            None if read.table.packages.remove(&path).is_some() => read.removed += 1,
+            None if table.packages.remove(&path).is_some() => *removed += 1,
             None => {}
         }
-        read.touched.insert(path);
+        touched.insert(path);
         Ok(())
     })
 }

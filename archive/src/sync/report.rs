@@ -3,12 +3,13 @@
 
 use super::job::{Job, Jobs};
 use crate::Checksum;
+use crate::index;
 use crate::state::{Failure, Note, State, SyncRecord, Table};
 use std::collections::HashSet;
 use std::time::Duration;
 
 /// What a sync did.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Report {
     /// Whether there was nothing to do.
     pub nothing: bool,
@@ -26,6 +27,8 @@ pub struct Report {
     pub missing: u64,
     /// What is wrong with the opam files that were read.
     pub problems: Vec<Problem>,
+    /// What was done to the index, if there is to be one.
+    pub index: Option<index::Report>,
     /// Checksums that belong to two archives.
     pub collisions: Vec<Checksum>,
     /// How long it took.

@@ -2,10 +2,13 @@
 //! `obuild archive`: the opam world's source archive and index.
 
 mod check;
+mod deploy;
 mod gc;
+mod image;
 mod import;
 mod index;
 mod meter;
+mod serve;
 mod status;
 mod sync;
 mod verify;
@@ -14,6 +17,7 @@ use crate::cli::{ArchiveCommand, Global};
 use crate::failure::Failure;
 use anyhow::Result;
 use obuild_archive::cache::CacheError;
+use obuild_archive::image::ImageError;
 use obuild_archive::repository;
 use obuild_archive::sync::SyncError;
 use obuild_engine::Kind;
@@ -29,6 +33,9 @@ pub(crate) fn run(global: &Global, command: &ArchiveCommand) -> Result<()> {
         ArchiveCommand::Verify(options) => verify::run(options),
         ArchiveCommand::Gc(options) => gc::run(options),
         ArchiveCommand::Import(options) => import::run(options),
+        ArchiveCommand::Serve(options) => serve::run(options),
+        ArchiveCommand::Image(options) => image::run(global, options),
+        ArchiveCommand::Deploy(options) => deploy::run(global, options),
     }
 }
 
@@ -63,8 +70,19 @@ pub(crate) fn kind(cause: &(dyn Error + 'static)) -> Option<Kind> {
     if let Some(SyncError::Interrupted) = cause.downcast_ref() {
         return Some(Kind::Interrupted);
     }
+    if let Some(ImageError::Cancelled) = cause.downcast_ref() {
+        return Some(Kind::Interrupted);
+    }
     if let Some(CacheError::Interrupted) = cause.downcast_ref() {
         return Some(Kind::Interrupted);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return Some(match error {
+            obuild_archive::serve::Error::Directory { .. }
+            | obuild_archive::serve::Error::NoCertificate(_)
+            | obuild_archive::serve::Error::Certificate { .. } => Kind::Usage,
+            _ => Kind::Host,
+        });
     }
     if let Some(index::Error::Fields(_)) = cause.downcast_ref() {
         return Some(Kind::Usage);

@@ -6,10 +6,11 @@ use super::package;
 use crate::cli::{ArchiveSync, Format};
 use crate::commands::run::watch_signals;
 use crate::commands::{print, print_json, runtime};
-use crate::failure::Negative;
+use crate::failure::{Failure, Negative};
 use crate::values::{size, time};
 use anyhow::Result;
 use obuild_archive::fetch::FetchOptions;
+use obuild_archive::index::Fields;
 use obuild_archive::sync::{Progress, Report, SyncOptions, sync};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -18,14 +19,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) fn run(options: &ArchiveSync) -> Result<()> {
-    let wanted = sync_options(options);
-    let report = runtime()?.block_on(async {
-        let stop = CancellationToken::new();
-        watch_signals(&stop)?;
-        let progress = Arc::new(Progress::default());
-        let work = sync(&wanted, &progress, &stop);
-        anyhow::Ok(shown(options.progress, &progress, "fetched", work).await?)
-    })?;
+    let report = perform(options)?;
     match options.format {
         Format::Json => print_json(&to_json(&report))?,
         Format::Text => print(to_text(&report, options))?,
@@ -36,14 +30,26 @@ pub(crate) fn run(options: &ArchiveSync) -> Result<()> {
     Ok(())
 }
 
-fn sync_options(options: &ArchiveSync) -> SyncOptions {
+/// Syncs, and shows how far it is.
+pub(super) fn perform(options: &ArchiveSync) -> Result<Report> {
+    let wanted = sync_options(options)?;
+    runtime()?.block_on(async {
+        let stop = CancellationToken::new();
+        watch_signals(&stop)?;
+        let progress = Arc::new(Progress::default());
+        let work = sync(&wanted, &progress, &stop);
+        Ok(shown(options.progress, &progress, "fetched", work).await?)
+    })
+}
+
+fn sync_options(options: &ArchiveSync) -> Result<SyncOptions> {
     // The same directory by another name is no other repository.
     let local = Path::new(&options.repository).is_dir();
     let repository = match fs_err::canonicalize(&options.repository) {
         Ok(path) if local => path.to_string_lossy().into_owned(),
         _ => options.repository.clone(),
     };
-    SyncOptions {
+    Ok(SyncOptions {
         repository,
         revision: options.branch.clone().or_else(|| options.commit.clone()),
         directory: options.to.clone(),
@@ -62,10 +68,27 @@ fn sync_options(options: &ArchiveSync) -> SyncOptions {
         cache_first: options.cache_first,
         retry: options.retry,
         wait: !options.no_wait,
-    }
+        git: super::index::git(),
+        index: fields(options)?,
+    })
 }
 
-fn to_json(report: &Report) -> Value {
+/// Returns what the `repo` file of the index says, if there is to be an index.
+fn fields(options: &ArchiveSync) -> Result<Option<Fields>> {
+    if options.no_index {
+        return Ok(None);
+    }
+    let mut fields = Fields::default();
+    fields.set("archive-mirrors", &options.archive_mirror);
+    if let Some(path) = &options.fields {
+        let text = fs_err::read_to_string(path)
+            .map_err(|error| Failure::usage(format!("cannot read the fields: {error}")))?;
+        fields.merge(&text)?;
+    }
+    Ok(Some(fields))
+}
+
+pub(super) fn to_json(report: &Report) -> Value {
     let problems: Vec<Value> = report
         .problems
         .iter()
@@ -91,6 +114,11 @@ fn to_json(report: &Report) -> Value {
             "failed": report.failed.len(),
             "missing": report.missing,
         },
+        "index": report.index.as_ref().map(|index| json!({
+            "bytes": index.bytes,
+            "segments": index.segments,
+            "compressed": index.compressed,
+        })),
         "failed": report.failed,
         "problems": problems,
         "collisions": collisions.collect::<Vec<_>>(),
@@ -102,7 +130,7 @@ fn to_json(report: &Report) -> Value {
 const SHOWN: usize = 20;
 
 // Writing to a string cannot fail.
-fn to_text(report: &Report, options: &ArchiveSync) -> String {
+pub(super) fn to_text(report: &Report, options: &ArchiveSync) -> String {
     let mut out = String::new();
     for problem in report.problems.iter().take(SHOWN) {
         let (path, note) = (&problem.path, &problem.note);
@@ -153,6 +181,9 @@ fn to_text(report: &Report, options: &ArchiveSync) -> String {
     }
     if report.missing > 0 {
         let _ = write!(out, "; {} missing", report.missing);
+    }
+    if let Some(index) = &report.index {
+        let _ = write!(out, "; index {}", size(index.bytes));
     }
     let _ = writeln!(out, "; {}", time(report.time));
     out

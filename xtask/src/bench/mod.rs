@@ -10,6 +10,7 @@
 //!
 //! `--every-store` adds every kind of store, and the docker sandbox: `cargo xtask bench steps cached --every-store`.
 
+mod archive;
 mod buildah;
 mod builder;
 mod by_hand;
@@ -19,6 +20,7 @@ mod machine;
 pub(crate) mod measure;
 mod obuild;
 mod scenarios;
+mod serve;
 mod table;
 
 use crate::cmd::Cmd;
@@ -29,6 +31,7 @@ use crate::{debian, packages, workspace};
 use anyhow::{Context, Result, bail};
 use builder::Builder;
 use measure::Meter;
+use scenarios::Scenario;
 use std::path::{Path, PathBuf};
 
 /// Size of each image; sparse.
@@ -50,20 +53,28 @@ struct Options {
 
 /// Runs the task: `[NAME…] [--runs N] [--only BUILDER] [--install] [--dir DIR] [--on-host] [--every-store] [--list]`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    if let [name, rest @ ..] = arguments
+        && name == "serve"
+    {
+        return serve::run(rest);
+    }
     if arguments.iter().any(|argument| argument == "--list") {
-        for scenario in scenarios::ALL {
+        for scenario in all() {
             println!("{:<10} {}", scenario.name, scenario.summary);
         }
+        println!(
+            "{:<10} alone, not among others: the archive's server and nginx",
+            "serve"
+        );
         return Ok(());
     }
     let options = parse(arguments)?;
     anyhow::ensure!(workspace::is_root(), "the benchmark needs root");
-    let chosen: Vec<_> = scenarios::ALL
-        .iter()
-        .filter(|scenario| {
-            options.names.is_empty() || options.names.iter().any(|name| name == scenario.name)
-        })
-        .collect();
+    let is_chosen = |scenario: &&Scenario| {
+        options.names.is_empty() || options.names.iter().any(|name| name == scenario.name)
+    };
+    let chosen: Vec<_> = all().filter(is_chosen).collect();
+    let with_builders = scenarios::ALL.iter().any(|scenario| is_chosen(&scenario));
     if options.install {
         packages::ensure(packages::PEERS)?;
     }
@@ -71,7 +82,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Cmd::cargo()
         .args(["build", "--release", "--package", "obuild"])
         .run()?;
-    let base = debian::tar()?;
     let mut scratch = Scratch::create(&options.directory)?;
     let place = if options.on_host {
         scratch.path().to_owned()
@@ -79,12 +89,18 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         scratch.xfs(IMAGE_BYTES)?
     };
     let meter = Meter::create(&place)?;
-    let mut arena = Arena::create(&mut scratch, &place, base, options.runs)?;
-    if options.every_store {
-        arena.add_stores(&mut scratch, &place)?;
-    }
-    arena.keep(&options.only);
-    arena.prepare(&meter)?;
+    let mut arena = if with_builders {
+        let base = debian::tar()?;
+        let mut arena = Arena::create(&mut scratch, &place, base, options.runs)?;
+        if options.every_store {
+            arena.add_stores(&mut scratch, &place)?;
+        }
+        arena.keep(&options.only);
+        arena.prepare(&meter)?;
+        arena
+    } else {
+        Arena::empty(&place, options.runs)?
+    };
 
     let mut head = vec!["# obuild benchmark\n".to_owned()];
     head.push(machine::describe(&place));
@@ -118,6 +134,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     scratch.close()
 }
 
+/// Returns all scenarios: those of the builders, then those of the archive, which need no builders.
+fn all() -> impl Iterator<Item = &'static Scenario> {
+    scenarios::ALL.iter().chain(archive::ALL)
+}
+
 fn parse(arguments: &[String]) -> Result<Options> {
     let mut options = Options {
         names: Vec::new(),
@@ -143,7 +164,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
             "--on-host" => options.on_host = true,
             "--every-store" => options.every_store = true,
             "--dir" => options.directory = rest.next().context("--dir needs a directory")?.into(),
-            name if scenarios::ALL.iter().any(|scenario| scenario.name == name) => {
+            name if all().any(|scenario| scenario.name == name) => {
                 options.names.push(name.to_owned());
             }
             other => bail!("unexpected {other:?}; `cargo xtask bench --list` names the scenarios"),
@@ -255,6 +276,21 @@ impl Arena {
         add(store, "docker", Some(&socket));
         self.daemons = (Some(daemon), Some(pool));
         Ok(())
+    }
+
+    /// Makes one without builders, and so without a base.
+    fn empty(place: &Path, runs: usize) -> Result<Self> {
+        let inputs = place.join("inputs");
+        fs_err::create_dir_all(&inputs)?;
+        Ok(Self {
+            builders: Vec::new(),
+            runs,
+            inputs,
+            base: PathBuf::new(),
+            btrfs: None,
+            absent: Vec::new(),
+            daemons: (None, None),
+        })
     }
 
     /// Sends away those whose names have none of the pieces; the first stays, the others are compared with it.

@@ -24,8 +24,9 @@ pub(super) struct Lab {
     pub(super) family: Family,
     /// For stores and sandboxes of docker's. Its data is on the lab's disk, not on the store's.
     pub(super) docker: RefCell<Option<Daemon>>,
-    /// The daemon of zfs-fuse, if it is ours; it ends with this.
-    pub(super) _zfs: Option<Background>,
+    /// The daemon of zfs-fuse, if it is ours.
+    #[expect(dead_code, reason = "it ends when it is dropped")]
+    pub(super) zfs: Option<Background>,
 }
 
 /// A kind of store on a kind of file system.

@@ -314,7 +314,7 @@ fn set_up(options: &Options, directory: &Path) -> Result<Lab> {
     }
     Ok(Lab {
         docker: RefCell::new(docker),
-        _zfs: zfs.flatten(),
+        zfs: zfs.flatten(),
         binary: workspace::target().join(profile).join("obuild"),
         surroundings: Surroundings {
             base,
