@@ -94,7 +94,7 @@ impl Daemon {
     }
 
     /// Kills it, as the kernel does when memory is short, and waits for its end.
-    pub(crate) fn kill(&mut self) -> Result<()> {
+    pub(crate) fn kill(&mut self) {
         if let Some(pid) = self.id() {
             // It may have ended by itself.
             kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).ok();
@@ -112,7 +112,6 @@ impl Daemon {
                 }
             }
         }
-        Ok(())
     }
 
     /// Starts it again, as whoever looks after it does, and waits until it answers.

@@ -76,7 +76,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "bench",
-        arguments: "[NAME…] [--runs N] [--only BUILDER] [--install] [--dir DIR] [--on-host] [--list]",
+        arguments: "[NAME…] [--runs N] [--only BUILDER] [--install] [--dir DIR] [--on-host] [--every-store] [--list]",
         summary: "compare with the other builders installed here; a Markdown table in target/bench",
         run: bench::run,
     },

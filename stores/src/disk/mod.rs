@@ -199,6 +199,13 @@ impl Store for Disk {
         let meta = self.shared.whole(id)?.ok_or(Error::NoSuchSnapshot(id))?;
         let name = format!("snapshots/{id}/fs");
         let parent = meta.parent.map(|parent| format!("snapshots/{parent}/fs"));
+        // Somebody may have removed the parent's: what the child shares with nobody is its own.
+        let parent = match parent {
+            Some(parent) if self.shared.trees.is_there(&self.shared.place, &parent)? => {
+                Some(parent)
+            }
+            _ => None,
+        };
         self.shared
             .trees
             .size(&self.shared.place, &name, parent.as_deref())

@@ -7,6 +7,8 @@
 //! What is not on btrfs lies on a fresh XFS image: ext4 is slow for minutes in making files after many were deleted
 //! (150 ms or 2,050 ms for 10,000 files on a 2-core VM, kernel 6.18), so that on it figures would tell more of what ran before
 //! than of the contestants. `--on-host` uses the directory's own file system all the same.
+//!
+//! `--every-store` adds every kind of store, and the docker sandbox: `cargo xtask bench steps cached --every-store`.
 
 mod archive;
 mod buildah;
@@ -23,7 +25,9 @@ mod serve;
 mod table;
 
 use crate::cmd::Cmd;
+use crate::dockerd::Daemon;
 use crate::filesystems::Scratch;
+use crate::zfs::Pool;
 use crate::{debian, packages, workspace};
 use anyhow::{Context, Result, bail};
 use builder::Builder;
@@ -45,9 +49,10 @@ struct Options {
     directory: PathBuf,
     /// Whether stores lie in `directory` itself, and not on an XFS image in it.
     on_host: bool,
+    every_store: bool,
 }
 
-/// Runs the task: `[NAME…] [--runs N] [--only BUILDER] [--install] [--dir DIR] [--on-host] [--list]`.
+/// Runs the task: `[NAME…] [--runs N] [--only BUILDER] [--install] [--dir DIR] [--on-host] [--every-store] [--list]`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if let [name, rest @ ..] = arguments
         && name == "serve"
@@ -88,6 +93,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let mut arena = if with_builders {
         let base = debian::tar()?;
         let mut arena = Arena::create(&mut scratch, &place, base, options.runs)?;
+        if options.every_store {
+            arena.add_stores(&mut scratch, &place)?;
+        }
         arena.keep(&options.only);
         arena.prepare(&meter)?;
         arena
@@ -140,6 +148,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
         only: Vec::new(),
         directory: "/var/tmp".into(),
         on_host: false,
+        every_store: false,
     };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
@@ -154,6 +163,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
                 anyhow::ensure!(options.runs > 0, "--runs must be at least 1");
             }
             "--on-host" => options.on_host = true,
+            "--every-store" => options.every_store = true,
             "--dir" => options.directory = rest.next().context("--dir needs a directory")?.into(),
             name if all().any(|scenario| scenario.name == name) => {
                 options.names.push(name.to_owned());
@@ -178,6 +188,8 @@ pub(crate) struct Arena {
     pub(crate) btrfs: Option<PathBuf>,
     /// Markdown lines about contestants that are not there.
     absent: Vec<String>,
+    /// What the stores of docker and ZFS need.
+    daemons: (Option<Daemon>, Option<Pool>),
 }
 
 impl Arena {
@@ -232,7 +244,39 @@ impl Arena {
             base,
             btrfs: on_btrfs,
             absent,
+            daemons: (None, None),
         })
+    }
+
+    /// Adds every store with the native sandbox, and every sandbox with a store that is its own or the overlay.
+    fn add_stores(&mut self, scratch: &mut Scratch, place: &Path) -> Result<()> {
+        let specs = place.join("specs");
+        let base = self.base.clone();
+        let at = |kind: &str| format!("{kind}:{}", place.join(format!("obuild-{kind}")).display());
+        let mut add = |store: String, sandbox, host: Option<&Path>| {
+            let mut obuild = obuild::Obuild::new(store, sandbox, &base, &specs);
+            obuild.docker_host = host.map(|socket| format!("unix://{}", socket.display()));
+            self.builders.push(Box::new(obuild));
+        };
+        add(at("xfs"), "native", None);
+        add(at("rsync"), "native", None);
+        let pool = Pool::create(scratch.path(), IMAGE_BYTES)?;
+        add(format!("zfs:{}/obuild", pool.name()), "native", None);
+        let root = place.join("every-docker");
+        fs_err::create_dir_all(&root)?;
+        let mut daemon = Daemon::start(&root, &[])?;
+        daemon.wait()?;
+        let socket = daemon.socket();
+        add(at("docker"), "native", Some(&socket));
+        add(
+            at("docker").replace("obuild-docker", "obuild-docker-2"),
+            "docker",
+            Some(&socket),
+        );
+        let store = at("overlay").replace("obuild-overlay", "obuild-overlay-docker");
+        add(store, "docker", Some(&socket));
+        self.daemons = (Some(daemon), Some(pool));
+        Ok(())
     }
 
     /// Makes one without builders, and so without a base.
@@ -246,6 +290,7 @@ impl Arena {
             base: PathBuf::new(),
             btrfs: None,
             absent: Vec::new(),
+            daemons: (None, None),
         })
     }
 

@@ -13,6 +13,8 @@ pub(crate) struct Obuild {
     sandbox: &'static str,
     base: PathBuf,
     scratch: PathBuf,
+    /// The daemon of a store or sandbox of docker's.
+    pub(super) docker_host: Option<String>,
 }
 
 impl Obuild {
@@ -23,6 +25,7 @@ impl Obuild {
             sandbox,
             base: base.to_owned(),
             scratch: scratch.to_owned(),
+            docker_host: None,
         }
     }
 
@@ -54,6 +57,12 @@ impl Obuild {
             "plain",
         ];
         command.extend(flags.map(str::to_owned));
+        if self.store.starts_with("rsync:") {
+            command.extend(["--rsync-mode", "hardlink"].map(str::to_owned));
+        }
+        if let Some(host) = &self.docker_host {
+            command.extend(["--docker-host".to_owned(), host.clone()]);
+        }
         if let Work::Parallel(count) = job.work {
             command.extend(["--jobs".to_owned(), count.to_string()]);
         }
@@ -104,9 +113,9 @@ impl Builder for Obuild {
         };
         self.build(meter, &job)?;
         // A program that does nothing would win.
-        let (_, store) = self.store.split_once(':').unwrap_or_default();
+        let (kind, store) = self.store.split_once(':').unwrap_or_default();
         anyhow::ensure!(
-            Path::new(store).exists(),
+            kind == "zfs" || Path::new(store).exists(),
             "obuild has built nothing: there is no {store}"
         );
         Ok(())
