@@ -4,7 +4,7 @@
 mod archive;
 
 pub(crate) use archive::{
-    ArchiveGc, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
+    ArchiveGc, ArchiveImage, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
     ArchiveVerify, LogFormat,
 };
 
@@ -39,7 +39,7 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Where results are kept: overlay:PATH, btrfs:PATH, zfs:POOL/DATASET, xfs:PATH or rsync:PATH [default: the best that the data directory allows]
+    /// Where results are kept: overlay:PATH, btrfs:PATH, zfs:POOL/DATASET, xfs:PATH, rsync:PATH or docker:PATH [default: the best that the data directory allows]
     #[arg(long, global = true, value_name = "KIND:PATH", env = "OBUILD_STORE")]
     pub(crate) store: Option<String>,
     /// How an rsync store saves room; needed only to make one
@@ -48,6 +48,9 @@ pub(crate) struct Global {
     /// Let an rsync store copy with this program instead of by itself
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
     pub(crate) rsync_program: Option<PathBuf>,
+    /// The docker daemon of the docker store and sandbox: a socket of this host [default: /var/run/docker.sock]
+    #[arg(long, global = true, value_name = "unix://SOCKET", env = "DOCKER_HOST")]
+    pub(crate) docker_host: Option<String>,
     /// Read this configuration file instead of the default one
     #[arg(long, global = true, value_name = "FILE", env = "OBUILD_CONFIG", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
@@ -168,6 +171,8 @@ pub(crate) enum SandboxKind {
     Runc,
     /// Build users: isolation by user id alone, for systems without namespaces
     User,
+    /// Containers of a docker daemon of this host
+    Docker,
 }
 
 /// How a build tells what it does.
@@ -688,6 +693,8 @@ pub(crate) enum ArchiveCommand {
     Import(ArchiveImport),
     /// Serve an archive over HTTP
     Serve(ArchiveServe),
+    /// Make an image of the archive, of which only what is new is pushed
+    Image(ArchiveImage),
 }
 
 /// `obuild archive check`.

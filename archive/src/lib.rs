@@ -8,6 +8,7 @@ pub mod cache;
 pub mod check;
 mod checksum;
 pub mod fetch;
+pub mod image;
 pub mod index;
 pub mod opam;
 pub mod repository;

@@ -22,6 +22,7 @@ mod platform;
 mod reference;
 pub mod registry;
 mod resolve;
+mod reuse;
 mod stamp;
 mod stream;
 mod tail;
@@ -42,6 +43,7 @@ pub use layer::{
 pub use platform::Platform;
 pub use reference::Reference;
 pub use resolve::{Pull, ResolveOptions, Resolved, Tools, resolve};
+pub use reuse::BaseLayer;
 pub use stamp::{FileDigests, FileStamp, NoDigests};
 pub use unpack::Error as UnpackError;
 

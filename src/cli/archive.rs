@@ -245,7 +245,7 @@ pub(crate) enum LogFormat {
 }
 
 /// `obuild archive index`.
-#[derive(Clone, Debug, Args)]
+#[derive(Debug, Args)]
 #[command(
     after_help = "Exit status: 0 done, 2 the usage is wrong, 3 the repository or the disk failed, 130 interrupted."
 )]
@@ -303,4 +303,50 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|error| format!("{error}; write for example 8080, 127.0.0.1:8080 or [::1]:8080"))?
         .next()
         .ok_or_else(|| "this name has no address".to_owned())
+}
+
+/// `obuild archive image`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Everything is below /srv in the image: cache, index.tar.gz, repo, legacy, www. Archives that were not there before become one \
+small layer; now and then small layers become one, the first never. There are at most 36 layers with a base image of eight.\n\n\
+Exit status: 0 done, or nothing to do, 2 the usage is wrong, 3 the registry or the disk failed, 130 interrupted."
+)]
+pub(crate) struct ArchiveImage {
+    /// The directory of the archive
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) directory: PathBuf,
+    /// Push to this name, if the image is not what was pushed there the last time; may be given more than once
+    #[arg(long, value_name = "REG/REPO:TAG")]
+    pub(crate) push: Vec<String>,
+    /// Also push what was pushed the last time
+    #[arg(long, requires = "push")]
+    pub(crate) force: bool,
+    /// Write an OCI image layout
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) to: Option<PathBuf>,
+    /// The image's name in the layout
+    #[arg(long, value_name = "TAG", requires = "to")]
+    pub(crate) tag: Option<String>,
+    /// The image below: a name in a registry, or oci:PATH[:TAG]
+    #[arg(long, value_name = "IMAGE", default_value = "scratch")]
+    pub(crate) base: String,
+    /// Put this program at /usr/bin/obuild, and serve the archive with it when the image is run
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) program: Option<PathBuf>,
+    /// A directory that never changes, for /srv/legacy
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) legacy: Option<PathBuf>,
+    /// The pages of a site, for /srv/www
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) site: Option<PathBuf>,
+    /// Only tell what would be added, merged and pushed
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    /// How to report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+    /// How to show progress
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) progress: ProgressKind,
 }

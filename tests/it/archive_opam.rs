@@ -3,6 +3,7 @@
 
 use crate::archive_sync::Mirror;
 use crate::harness::binary;
+use obuild_fixtures::opam::opam_clients;
 use obuild_fixtures::server::Server;
 use std::path::Path;
 use std::process::Command;
@@ -64,10 +65,10 @@ fn made(mirror: &Mirror) -> Vec<Real> {
 
 #[test]
 fn opam_installs_from_the_mirror_when_every_upstream_is_gone() {
-    if Command::new("opam").arg("--version").output().is_err() {
-        obuild_fixtures::skip("there is no opam");
+    // The oldest of them: the others read the same cache in the same way.
+    let Some(program) = opam_clients().into_iter().next() else {
         return;
-    }
+    };
     let mirror = Mirror::new();
     let packages = match obuild_fixtures::opam_data() {
         Some(data) => real(&data),
@@ -102,7 +103,7 @@ fn opam_installs_from_the_mirror_when_every_upstream_is_gone() {
     let ours = Server::start();
     ours.directory(mirror.path("out"));
     let opam = |arguments: &[&str]| {
-        let output = Command::new("opam")
+        let output = Command::new(&program)
             .args(arguments)
             .current_dir(mirror.directory.path())
             .env("OPAMROOT", mirror.path("opam"))
@@ -126,7 +127,9 @@ fn opam_installs_from_the_mirror_when_every_upstream_is_gone() {
         &ours.url(""),
     ]);
     opam(&["switch", "create", "here", "--empty"]);
-    for package in &packages {
+    // All are synced; a few are enough for opam, which takes seconds for each.
+    let few = &packages[..packages.len().min(5)];
+    for package in few {
         let name = format!("{}.{}", package.name, package.version);
         opam(&["source", &name, "--dir", &format!("sources/{name}")]);
         let files = fs_err::read_dir(mirror.path(&format!("sources/{name}"))).unwrap();
@@ -146,5 +149,5 @@ fn opam_installs_from_the_mirror_when_every_upstream_is_gone() {
         .iter()
         .filter(|request| from_cache(&request.path))
         .count();
-    assert!(fetched >= packages.len(), "{fetched} of {}", packages.len());
+    assert!(fetched >= few.len(), "{fetched} of {}", few.len());
 }

@@ -19,8 +19,11 @@ mod caches;
 mod commands;
 mod copies;
 mod crashes;
+#[cfg(feature = "docker")]
+mod docker;
 mod harness;
 mod images;
+mod matrix;
 mod registry;
 mod rootless;
 mod secrets;

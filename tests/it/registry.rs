@@ -79,6 +79,20 @@ fn a_base_from_a_registry_is_built_on_and_needs_it_once() {
     }
     let base = world.ok(&["pull", "-q", "--pull", "never", &name]);
     world.ok(&["inspect", &base]);
+    // What was fetched is kept, and goes when room is made; the build does not need it any more.
+    let large = |world: &World| {
+        let blobs = fs_err::read_dir(world.path("store/state/images/blobs/sha256")).unwrap();
+        blobs
+            .flatten()
+            .filter(|blob| blob.metadata().unwrap().len() > 64 << 10)
+            .count()
+    };
+    assert_eq!(large(&world), 1);
+    assert!(world.ok(&["df"]).contains("fetched"));
+    let pruned = world.ok(&["prune", "--older-than", "0s"]);
+    assert!(pruned.contains("removed 1 fetched files"), "{pruned}");
+    assert_eq!(large(&world), 0);
+    assert_eq!(world.ok(&["run", "--pull=missing", "spec.sexp"]), id);
     // A tag that was moved is noticed when it is asked for.
     run(Command::new("umoci")
         .args(["config", "--config.env", "FROM_IMAGE=other", "--image"])

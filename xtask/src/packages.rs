@@ -26,6 +26,7 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("zfs"), "zfs-fuse"),
     (Sign::Program("flock"), "util-linux"),
     (Sign::Program("runc"), "runc"),
+    (Sign::Program("dockerd"), "docker.io"),
     (Sign::File("/bin/busybox"), "busybox-static"),
     (Sign::Program("debootstrap"), "debootstrap"),
     (

@@ -2,13 +2,16 @@
 //! `cargo xtask test`: installs and makes what the tests need, runs every check, takes it all down again.
 
 use crate::cmd::Cmd;
+use crate::dockerd::Daemon;
 use crate::filesystems::Scratch;
 use crate::reaper::Guard;
 use crate::registries::{Access, Registry};
 use crate::report::Report;
 use crate::rootless::{self, Users};
 use crate::zfs::Pool;
-use crate::{accounts, debian, docs, examples, faults, lint, packages, registries, workspace};
+use crate::{
+    accounts, debian, docs, examples, faults, lint, opam, packages, registries, workspace,
+};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -30,8 +33,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         lint::compiled(&mut report);
     }
     let as_users = arguments == [AS_USERS];
+    let mut matrix = None;
     if !as_users {
         report.check("tests", || cargo_test(arguments, &surroundings));
+        matrix = fs_err::read_to_string(surroundings.matrix()).ok();
     }
     if (arguments.is_empty() || as_users)
         && let (Some(scratch), Some(users)) = (&surroundings.scratch, &surroundings.users)
@@ -54,8 +59,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     // Before the directories that their homes and files are in.
     surroundings.accounts.clear();
     surroundings.registries.clear();
+    if let Some(docker) = surroundings.docker.take() {
+        report.check("docker daemon ended", || docker.close());
+    }
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
+    }
+    if let Some(matrix) = matrix {
+        println!("\nStores with sandboxes:\n{matrix}");
     }
     report.finish()
 }
@@ -67,6 +78,8 @@ struct Surroundings {
     /// Deleted before the file systems go: fields are dropped in their order.
     accounts: Vec<Guard>,
     registries: Vec<Registry>,
+    /// Before the directory that it has its things in.
+    docker: Option<Daemon>,
     scratch: Option<Scratch>,
     users: Option<Users>,
     variables: Vec<(&'static str, PathBuf)>,
@@ -89,6 +102,7 @@ impl Surroundings {
                 pool: None,
                 accounts: Vec::new(),
                 registries: Vec::new(),
+                docker: None,
                 scratch: Some(scratch),
                 users: None,
                 variables,
@@ -108,6 +122,15 @@ impl Surroundings {
             let made = Pool::create(scratch.path(), IMAGE_BYTES)?;
             variables.push(("OBUILD_TEST_ZFS", made.name().into()));
             pool = Some(made);
+            Ok(())
+        });
+        let mut docker = None;
+        report.check("docker daemon", || {
+            let root = scratch.directory("docker")?;
+            let mut daemon = Daemon::start(&root, &[])?;
+            daemon.wait()?;
+            variables.push(("OBUILD_TEST_DOCKER", daemon.socket()));
+            docker = Some(daemon);
             Ok(())
         });
         report.check("Debian root", || {
@@ -136,6 +159,20 @@ impl Surroundings {
                 Ok(())
             });
         }
+        report.check("opam", || {
+            let mut clients = vec![opam::own()?];
+            let (newer, lacking) = opam::newer();
+            clients.extend(newer);
+            for reason in lacking {
+                eprintln!("SKIPPED {reason}");
+                anyhow::ensure!(
+                    !workspace::in_ci(),
+                    "nothing may be skipped in CI: {reason}"
+                );
+            }
+            variables.push(("OBUILD_TEST_OPAM", std::env::join_paths(clients)?.into()));
+            Ok(())
+        });
         let mut users = None;
         report.check("users", || {
             let made = Users::create(&scratch)?;
@@ -150,6 +187,7 @@ impl Surroundings {
         for (variable, count, file_system) in [
             ("OBUILD_TEST_BUILD_USERS", 3, "plain"),
             ("OBUILD_TEST_BUILD_USERS_BTRFS", 4, "btrfs"),
+            ("OBUILD_TEST_BUILD_USERS_XFS", 1, "xfs"),
         ] {
             report.check("build users", || {
                 let homes = scratch.path().join(file_system).join("homes");
@@ -164,6 +202,7 @@ impl Surroundings {
             pool,
             accounts,
             registries: started,
+            docker,
             scratch: Some(scratch),
             users,
             variables,
@@ -172,6 +211,12 @@ impl Surroundings {
 }
 
 impl Surroundings {
+    /// Returns the file that the tests write the table of stores and sandboxes to.
+    fn matrix(&self) -> PathBuf {
+        let scratch = self.scratch.as_ref();
+        scratch.map_or_else(PathBuf::new, |scratch| scratch.path().join("matrix.md"))
+    }
+
     /// Runs the examples, where root allows.
     fn run_examples(&self, report: &mut Report) {
         match &self.scratch {
@@ -211,6 +256,7 @@ fn cargo_test(arguments: &[String], surroundings: &Surroundings) -> Result<()> {
         }
         command = command.args(arguments);
     }
+    command = command.env("OBUILD_TEST_MATRIX", surroundings.matrix());
     for (name, path) in &surroundings.variables {
         command = command.env(name, path);
     }

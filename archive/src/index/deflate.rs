@@ -36,47 +36,33 @@ pub struct Segment {
     pub digest: [u8; 32],
 }
 
-/// Compresses one segment after the other.
-#[derive(Debug)]
-pub(super) struct Compressor(Compress);
-
-impl Compressor {
-    pub(super) fn new() -> Self {
-        Self(Compress::new(Compression::new(LEVEL), false))
+/// Compresses `raw`, which stands behind `before` in the tar.
+pub(super) fn compress(before: &[u8], raw: &[u8]) -> Result<(Segment, Vec<u8>), Error> {
+    let failed = |what: &dyn std::fmt::Display| Error::Compression(what.to_string());
+    // A new one each time: after `Compress::reset` some matches of zlib-rs 0.6.8 depend on what was compressed before.
+    let mut compressor = Compress::new(Compression::new(LEVEL), false);
+    let dictionary = &before[before.len().saturating_sub(WINDOW)..];
+    if !dictionary.is_empty() {
+        let set = compressor.set_dictionary(dictionary);
+        set.map_err(|error| failed(&error))?;
     }
-
-    /// Compresses `raw`, which stands behind `before` in the tar.
-    pub(super) fn compress(
-        &mut self,
-        before: &[u8],
-        raw: &[u8],
-    ) -> Result<(Segment, Vec<u8>), Error> {
-        let failed = |what: &dyn std::fmt::Display| Error::Compression(what.to_string());
-        self.0.reset();
-        let dictionary = &before[before.len().saturating_sub(WINDOW)..];
-        if !dictionary.is_empty() {
-            let set = self.0.set_dictionary(dictionary);
-            set.map_err(|error| failed(&error))?;
-        }
-        // Room for the worst case, so that one call does it: what comes out must not depend on how it is asked for.
-        let mut deflated = Vec::with_capacity(raw.len() + raw.len() / 8 + 256);
-        let status = self
-            .0
-            .compress_vec(raw, &mut deflated, FlushCompress::Sync)
-            .map_err(|error| failed(&error))?;
-        let complete =
-            self.0.total_in() == raw.len() as u64 && deflated.len() < deflated.capacity();
-        if !complete || status != Status::Ok {
-            return Err(failed(&"the compressor stopped"));
-        }
-        let segment = Segment {
-            raw_bytes: raw.len() as u64,
-            crc: zlib_rs::crc32::crc32(0, raw),
-            bytes: deflated.len() as u64,
-            digest: Sha256::digest(&deflated).into(),
-        };
-        Ok((segment, deflated))
+    // Room for the worst case, so that one call does it: what comes out must not depend on how it is asked for.
+    let mut deflated = Vec::with_capacity(raw.len() + raw.len() / 8 + 256);
+    let status = compressor
+        .compress_vec(raw, &mut deflated, FlushCompress::Sync)
+        .map_err(|error| failed(&error))?;
+    let complete =
+        compressor.total_in() == raw.len() as u64 && deflated.len() < deflated.capacity();
+    if !complete || status != Status::Ok {
+        return Err(failed(&"the compressor stopped"));
     }
+    let segment = Segment {
+        raw_bytes: raw.len() as u64,
+        crc: zlib_rs::crc32::crc32(0, raw),
+        bytes: deflated.len() as u64,
+        digest: Sha256::digest(&deflated).into(),
+    };
+    Ok((segment, deflated))
 }
 
 /// Returns what stands behind the last segment: the end of the data, the CRC-32 of the whole tar, and its length.
@@ -147,7 +133,6 @@ impl Pool {
 }
 
 fn work(waiting: &Mutex<Receiver<Job>>, results: &Sender<Done>) {
-    let mut compressor = Compressor::new();
     loop {
         let job = waiting
             .lock()
@@ -156,10 +141,7 @@ fn work(waiting: &Mutex<Receiver<Job>>, results: &Sender<Done>) {
         let Ok((place, before, raw)) = job else {
             return;
         };
-        if results
-            .send((place, compressor.compress(&before, &raw)))
-            .is_err()
-        {
+        if results.send((place, compress(&before, &raw))).is_err() {
             return;
         }
     }
@@ -175,10 +157,9 @@ mod tests {
     proptest! {
         #[test]
         fn segments_are_one_member(pieces in proptest::collection::vec("[ab]{0,20000}|[a-z]{0,300}", 0..8)) {
-            let mut compressor = Compressor::new();
             let (mut file, mut raw, mut segments) = (HEADER.to_vec(), Vec::new(), Vec::new());
             for piece in &pieces {
-                let (segment, deflated) = compressor.compress(&raw, piece.as_bytes()).expect("compressed");
+                let (segment, deflated) = compress(&raw, piece.as_bytes()).expect("compressed");
                 prop_assert!(deflated.ends_with(&[0, 0, 0xff, 0xff]));
                 file.extend_from_slice(&deflated);
                 raw.extend_from_slice(piece.as_bytes());

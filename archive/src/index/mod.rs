@@ -24,7 +24,7 @@ pub use fields::Fields;
 pub use parts::Parts;
 
 use crate::repository::{Commit, Repository, Skipped};
-use deflate::Compressor;
+use deflate::compress;
 use state::{State, Table};
 use std::io::Write;
 use std::path::Path;
@@ -132,12 +132,13 @@ impl Index {
             tar::append(&mut head, b"version", version, false);
         }
         tar::append(&mut head, b"repo", repo.as_bytes(), false);
-        let mut compressor = Compressor::new();
-        let (head, head_bytes) = compressor.compress(&[], &head)?;
-        let (tail, tail_bytes) = compressor.compress(&[], &tar::END)?;
+        let (head, head_bytes) = compress(&[], &head)?;
+        let (tail, tail_bytes) = compress(&[], &tar::END)?;
         let pieces = table.pieces.iter().map(|piece| piece.segment.clone());
         let segments: Vec<Segment> = [head].into_iter().chain(pieces).chain([tail]).collect();
-        let mut file = HEADER.to_vec();
+        let length: u64 = segments.iter().map(|segment| segment.bytes).sum();
+        let mut file = Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 64);
+        file.extend_from_slice(&HEADER);
         file.extend_from_slice(&head_bytes);
         let store = state.store(table.generation, false)?;
         store.deflated(&table.pieces, &mut file)?;
@@ -176,7 +177,9 @@ impl Index {
 /// Puts a file in its place when it is complete and on the disk. One that has the same bytes stays, and its time with it.
 fn publish(path: &Path, content: &[u8]) -> Result<(), Error> {
     use fs_err::os::unix::fs::OpenOptionsExt as _;
-    if fs_err::read(path).is_ok_and(|there| there == content) {
+    let length = fs_err::metadata(path).map(|metadata| metadata.len());
+    let same_length = length.is_ok_and(|length| length == content.len() as u64);
+    if same_length && fs_err::read(path).is_ok_and(|there| there == content) {
         return Ok(());
     }
     let mut unfinished = path.as_os_str().to_owned();

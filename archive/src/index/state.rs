@@ -214,9 +214,12 @@ impl Store {
     pub(super) fn deflated(&self, pieces: &[Piece], out: &mut Vec<u8>) -> Result<(), Error> {
         let neighbours = |a: &Piece, b: &Piece| a.deflated_at + a.segment.bytes == b.deflated_at;
         for run in pieces.chunk_by(neighbours) {
-            let length = run.iter().map(|piece| piece.segment.bytes).sum();
-            let bytes = read(&self.deflated, run[0].deflated_at, length)?;
-            let mut rest = bytes.as_slice();
+            let length: u64 = run.iter().map(|piece| piece.segment.bytes).sum();
+            let length = usize::try_from(length).map_err(|_| damaged(&self.deflated))?;
+            let start = out.len();
+            out.resize(start + length, 0);
+            read_into(&self.deflated, run[0].deflated_at, &mut out[start..])?;
+            let mut rest = &out[start..];
             for piece in run {
                 // It fits: the lengths were added up just now.
                 let length = usize::try_from(piece.segment.bytes).unwrap_or(usize::MAX);
@@ -226,7 +229,6 @@ impl Store {
                 }
                 rest = behind;
             }
-            out.extend_from_slice(&bytes);
         }
         Ok(())
     }
@@ -256,8 +258,13 @@ fn damaged(file: &(File, PathBuf)) -> Error {
 fn read(file: &(File, PathBuf), at: u64, length: u64) -> Result<Vec<u8>, Error> {
     let length = usize::try_from(length).map_err(|_| damaged(file))?;
     let mut bytes = vec![0; length];
-    match file.0.read_exact_at(&mut bytes, at) {
-        Ok(()) => Ok(bytes),
+    read_into(file, at, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_into(file: &(File, PathBuf), at: u64, bytes: &mut [u8]) -> Result<(), Error> {
+    match file.0.read_exact_at(bytes, at) {
+        Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(damaged(file)),
         Err(error) => Err(Error::io("read", &file.1)(error)),
     }

@@ -3,7 +3,7 @@
 //!
 //! A piece is compressed anew if a file in it changed, or if something within the 32 KiB before it did, which it is primed with.
 
-use super::deflate::{Compressor, Pool, Segment, WINDOW};
+use super::deflate::{Pool, Segment, WINDOW, compress};
 use super::split::starts_segment;
 use super::state::{Piece, State, Store, Table};
 use super::{Error, tar};
@@ -259,7 +259,6 @@ fn recompress(
     table: &mut Table,
     work: &mut Work,
 ) -> Result<Vec<Piece>, Error> {
-    let mut compressor = Compressor::new();
     let mut pieces = Vec::with_capacity(slots.len());
     let mut raws = Raws {
         old,
@@ -284,7 +283,7 @@ fn recompress(
             _ => {
                 let raw = raws.get(place)?;
                 let before = raws.window(place)?;
-                let (segment, deflated) = compressor.compress(&before, &raw)?;
+                let (segment, deflated) = compress(&before, &raw)?;
                 work.count(&segment);
                 let (first, raw_at) = match slot {
                     Slot::Old(number) => {

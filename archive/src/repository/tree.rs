@@ -17,10 +17,10 @@ const BATCH: usize = 4096;
 const TREE_BYTES: u64 = 64 << 20;
 
 /// An entry of a tree that is a directory or a plain file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Entry {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry<'a> {
     kind: EntryKind,
-    id: Vec<u8>,
+    id: &'a [u8],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,8 +109,8 @@ impl Comparison<'_> {
     fn compare_entries(
         &mut self,
         prefix: &[u8],
-        old: &BTreeMap<&[u8], Entry>,
-        new: &BTreeMap<&[u8], Entry>,
+        old: &BTreeMap<&[u8], Entry<'_>>,
+        new: &BTreeMap<&[u8], Entry<'_>>,
     ) -> Result<(), Error> {
         for (name, before) in old {
             if new.get(name) != Some(before) {
@@ -131,23 +131,29 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    fn differ(&mut self, prefix: &[u8], name: &[u8], old: Option<&Entry>, new: Option<&Entry>) {
+    fn differ(
+        &mut self,
+        prefix: &[u8],
+        name: &[u8],
+        old: Option<&Entry<'_>>,
+        new: Option<&Entry<'_>>,
+    ) {
         let path = [prefix, name].concat();
-        let file = |entry: Option<&Entry>| match entry {
+        let file = |entry: Option<&Entry<'_>>| match entry {
             Some(Entry {
                 kind: EntryKind::File { executable },
                 id,
             }) => Some(Blob {
-                id: id.clone(),
+                id: id.to_vec(),
                 executable: *executable,
             }),
             _ => None,
         };
-        let directory = |entry: Option<&Entry>| match entry {
+        let directory = |entry: Option<&Entry<'_>>| match entry {
             Some(Entry {
                 kind: EntryKind::Directory,
                 id,
-            }) => Some(id.clone()),
+            }) => Some(id.to_vec()),
             _ => None,
         };
         if file(old).is_some() || file(new).is_some() {
@@ -181,7 +187,7 @@ fn entries<'a>(
     mut tree: &'a [u8],
     id_bytes: usize,
     mut skipped: Option<&mut Vec<Skipped>>,
-) -> Result<BTreeMap<&'a [u8], Entry>, Error> {
+) -> Result<BTreeMap<&'a [u8], Entry<'a>>, Error> {
     let mut entries = BTreeMap::new();
     let mut seen = HashSet::new();
     let mut report = |name: &[u8], reason: Reason| {
@@ -234,7 +240,6 @@ fn entries<'a>(
             report(name, Reason::Special);
             continue;
         }
-        let id = id.to_owned();
         entries.insert(name, Entry { kind, id });
     }
     for name in names::case_twins(entries.keys().copied()) {

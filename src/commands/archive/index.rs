@@ -39,16 +39,17 @@ const ENVIRONMENT: [&str; 14] = [
 pub(super) fn run(options: &ArchiveIndex) -> Result<()> {
     let fields = fields(options)?;
     let begun = Instant::now();
-    let report = runtime()?.block_on(async {
-        let stop = CancellationToken::new();
-        watch_signals(&stop)?;
-        let options = options.clone();
-        let work = tokio::task::spawn_blocking(move || work(&options, &fields, &stop));
-        match work.await {
-            Ok(report) => report,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
-    })?;
+    let stop = CancellationToken::new();
+    let signals = stop.clone();
+    // Beside the work, which blocks. It ends with the process.
+    let _watcher = std::thread::spawn(move || {
+        runtime()?.block_on(async {
+            watch_signals(&signals)?;
+            signals.cancelled().await;
+            anyhow::Ok(())
+        })
+    });
+    let report = work(options, &fields, &stop)?;
     match options.format {
         Format::Json => print_json(&to_json(&report, begun)),
         Format::Text => print(to_text(&report, begun)),
@@ -103,7 +104,7 @@ fn fields(options: &ArchiveIndex) -> Result<Fields> {
 }
 
 /// Returns git with what it needs of our environment.
-fn git() -> Git {
+pub(super) fn git() -> Git {
     let given = |name: &&str| Some((OsString::from(name), std::env::var_os(name)?));
     Git {
         environment: ENVIRONMENT.iter().filter_map(given).collect(),

@@ -3,6 +3,7 @@
 
 mod check;
 mod gc;
+mod image;
 mod import;
 mod index;
 mod meter;
@@ -15,6 +16,7 @@ use crate::cli::{ArchiveCommand, Global};
 use crate::failure::Failure;
 use anyhow::Result;
 use obuild_archive::cache::CacheError;
+use obuild_archive::image::ImageError;
 use obuild_archive::repository;
 use obuild_archive::sync::SyncError;
 use obuild_engine::Kind;
@@ -31,6 +33,7 @@ pub(crate) fn run(global: &Global, command: &ArchiveCommand) -> Result<()> {
         ArchiveCommand::Gc(options) => gc::run(options),
         ArchiveCommand::Import(options) => import::run(options),
         ArchiveCommand::Serve(options) => serve::run(options),
+        ArchiveCommand::Image(options) => image::run(global, options),
     }
 }
 
@@ -63,6 +66,9 @@ fn package(path: &str) -> &str {
 /// Returns what kind of failure an error of the archive is.
 pub(crate) fn kind(cause: &(dyn Error + 'static)) -> Option<Kind> {
     if let Some(SyncError::Interrupted) = cause.downcast_ref() {
+        return Some(Kind::Interrupted);
+    }
+    if let Some(ImageError::Cancelled) = cause.downcast_ref() {
         return Some(Kind::Interrupted);
     }
     if let Some(CacheError::Interrupted) = cause.downcast_ref() {

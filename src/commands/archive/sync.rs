@@ -11,7 +11,6 @@ use crate::values::{size, time};
 use anyhow::Result;
 use obuild_archive::fetch::FetchOptions;
 use obuild_archive::index::Fields;
-use obuild_archive::repository::Git;
 use obuild_archive::sync::{Progress, Report, SyncOptions, sync};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -64,7 +63,7 @@ fn sync_options(options: &ArchiveSync) -> Result<SyncOptions> {
         cache_first: options.cache_first,
         retry: options.retry,
         wait: !options.no_wait,
-        git: Git::default(),
+        git: super::index::git(),
         index: fields(options)?,
     })
 }

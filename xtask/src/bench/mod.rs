@@ -243,6 +243,7 @@ impl Arena {
             runs,
             inputs,
             base: PathBuf::new(),
+            btrfs: None,
             absent: Vec::new(),
         })
     }

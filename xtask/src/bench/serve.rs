@@ -84,7 +84,7 @@ pub(super) fn run(arguments: &[String]) -> Result<()> {
     Cmd::cargo()
         .args(["build", "--release", "--package", "obuild"])
         .run()?;
-    let mut scratch = Scratch::create(Path::new("/var/tmp"))?;
+    let scratch = Scratch::create(Path::new("/var/tmp"))?;
     let directory = scratch.directory("serve")?;
     let served = directory.join("served");
     fs_err::create_dir_all(served.join("packages"))?;
@@ -223,7 +223,7 @@ fn measure(contestant: &Contestant, load: &Load) -> Result<f64> {
             &format!("-d{SECONDS}s"),
             &url,
         ])
-        .deadline(Duration::from_secs(60))
+        .deadline(Duration::from_mins(1))
         .output()?;
     if output.contains("Non-2xx") {
         bail!("{} answers wrongly:\n{output}", contestant.name);

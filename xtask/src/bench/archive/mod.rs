@@ -2,12 +2,19 @@
 //! Comparisons of the archive's parts with opam's own tools, on the real opam-repository.
 
 mod cache;
+mod index;
 mod opam;
 
 use super::scenarios::Scenario;
 
 /// All of them.
 pub(crate) const ALL: &[Scenario] = &[
+    Scenario {
+        name: "index",
+        summary: "the index of opam-repository from nothing and over 200 merges, against opam admin index",
+        run: index::run,
+        verdicts: index::verdicts,
+    },
     Scenario {
         name: "opam",
         summary: "parsing every opam file of opam-repository, against OCaml's parser",
