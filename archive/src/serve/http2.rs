@@ -283,3 +283,35 @@ impl Drop for Permit {
         waiting.into_iter().for_each(Waker::wake);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Budget, MAX_CHUNKS};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    #[derive(Default)]
+    struct Counter(AtomicUsize);
+
+    impl Wake for Counter {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_connection_holds_few_chunks_and_the_next_waits_for_one() {
+        let budget = Arc::new(Budget::default());
+        let counter = Arc::new(Counter::default());
+        let waker = Waker::from(Arc::clone(&counter));
+        let mut permits: Vec<_> = (0..MAX_CHUNKS)
+            .map(|_| budget.take(&waker).expect("there is room"))
+            .collect();
+        assert!(budget.take(&waker).is_none() && budget.take(&waker).is_none());
+        assert_eq!(counter.0.load(Ordering::Relaxed), 0);
+        permits.pop();
+        assert_eq!(counter.0.load(Ordering::Relaxed), 1, "woken once");
+        assert!(budget.take(&waker).is_some());
+    }
+}

@@ -223,7 +223,7 @@ fn measure(contestant: &Contestant, load: &Load) -> Result<f64> {
             &format!("-d{SECONDS}s"),
             &url,
         ])
-        .deadline(Duration::from_secs(60))
+        .deadline(Duration::from_mins(1))
         .output()?;
     if output.contains("Non-2xx") {
         bail!("{} answers wrongly:\n{output}", contestant.name);
