@@ -99,6 +99,8 @@ pub(crate) enum Command {
     Shell(Shell),
     /// Copy a step's tree out of the store
     Export(Export),
+    /// Tell which packages a result holds: a software bill of materials
+    Sbom(Sbom),
     /// Remove steps from the store
     Delete(Delete),
     /// Remove the steps that were not used for longest
@@ -360,6 +362,33 @@ pub(crate) struct Export {
     /// Where to: dir:PATH (new or empty), tar:FILE, or tar:- for standard output
     #[arg(long, value_name = "WHERE")]
     pub(crate) to: String,
+}
+
+/// `obuild sbom`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The databases of dpkg, apk and opam are read. The same result gives the same bytes: the time in the document is \
+SOURCE_DATE_EPOCH, or else that of the build."
+)]
+pub(crate) struct Sbom {
+    /// A step's id, or its beginning
+    pub(crate) id: String,
+    /// The document's format
+    #[arg(long, value_name = "FORMAT", default_value = "spdx")]
+    pub(crate) format: SbomFormat,
+    /// Write it into this file instead of to standard output
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// The formats of bills of materials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SbomFormat {
+    /// SPDX 2.3
+    Spdx,
+    /// `CycloneDX` 1.6
+    #[value(name = "cyclonedx")]
+    CycloneDx,
 }
 
 /// `obuild delete`.

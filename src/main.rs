@@ -75,6 +75,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Inspect(options) => commands::inspect::run(global, options),
         Command::Shell(options) => commands::shell::run(global, options),
         Command::Export(options) => commands::export::run(global, options),
+        Command::Sbom(options) => commands::sbom::run(global, options),
         Command::Delete(options) => commands::delete::run(global, options),
         Command::Prune(options) => commands::prune::run(global, options),
         Command::Df(options) => commands::df::run(global, options),

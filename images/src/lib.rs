@@ -17,6 +17,7 @@ mod lock;
 mod owners;
 mod reference;
 mod resolve;
+pub mod sbom;
 mod stamp;
 mod stream;
 mod tail;

@@ -51,7 +51,10 @@ pub(crate) fn run(global: &Global, options: &Export) -> Result<()> {
 }
 
 /// Writes beside the file and renames, so that half an archive never has its name.
-fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+pub(crate) fn write_file(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let finish = || {

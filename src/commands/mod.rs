@@ -16,6 +16,7 @@ pub(crate) mod ls;
 pub(crate) mod man;
 pub(crate) mod prune;
 pub(crate) mod run;
+pub(crate) mod sbom;
 pub(crate) mod shell;
 pub(crate) mod store;
 pub(crate) mod unshare;
