@@ -6,6 +6,7 @@
 
 mod apt;
 mod architecture;
+pub mod attest;
 mod config;
 mod debootstrap;
 mod digest;

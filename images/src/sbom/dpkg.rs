@@ -128,7 +128,7 @@ fn licences(copyright: &[u8]) -> Option<String> {
         if (paragraph.get("Files").is_some() || paragraph.get("Format").is_some())
             && let Some(name) = paragraph.get("License")
         {
-            names.insert(licence::from_debian(&name));
+            licence::add(&mut names, &licence::from_debian(&name));
         }
     }
     licence::all_of(names)

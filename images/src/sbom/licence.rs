@@ -20,6 +20,15 @@ pub(super) fn expression(licence: &str) -> Option<String> {
         .then(|| licence.to_owned())
 }
 
+/// Adds a licence, or each of several that apply together.
+pub(super) fn add(licences: &mut BTreeSet<String>, licence: &str) {
+    if licence.contains(" OR ") {
+        licences.insert(licence.to_owned());
+    } else {
+        licences.extend(licence.split(" AND ").map(str::to_owned));
+    }
+}
+
 /// Returns what all of several licences together are.
 pub(super) fn all_of(licences: BTreeSet<String>) -> Option<String> {
     let several = licences.len() > 1;
