@@ -277,7 +277,7 @@ impl Database {
         get().map_err(|e| self.fail(e))
     }
 
-    /// Remembers the sizes of snapshots, which never change.
+    /// Remembers the sizes of snapshots.
     pub(crate) async fn set_sizes(&self, sizes: &[(SnapshotId, u64)]) -> Result<(), Error> {
         let mut connection = self.connection.lock().await;
         let mut transaction = connection.begin().await.map_err(|e| self.fail(e))?;

@@ -107,7 +107,9 @@ impl Engine {
         if !options.quick {
             let recorded = self.database().await?.digests().await?;
             let logs = self.check_logs(&rows, &recorded, &mut report)?;
-            self.check_sizes(&options, &rows, &mut report).await?;
+            if !options.dry_run {
+                self.renew_sizes(&rows).await?;
+            }
             self.check_trees(
                 &options,
                 &listed,
