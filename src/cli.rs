@@ -3,6 +3,7 @@
 
 use crate::values::{parse_cpus, parse_duration, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use obuild_images::Platform;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -79,6 +80,8 @@ pub(crate) enum Command {
     /// Build a spec and print the result's id
     #[command(visible_alias = "build")]
     Run(Run),
+    /// Fetch a base image into the store and print its id
+    Pull(Pull),
     /// Report what is wrong in a spec
     Check(Check),
     /// Print a spec canonically, comments kept
@@ -213,6 +216,9 @@ pub(crate) struct Run {
     /// Run this step and those that stand on it again: a nested build's name, or a piece of one step's text
     #[arg(long, value_name = "STEP")]
     pub(crate) no_cache_from: Option<String>,
+    /// When to ask registries what the tags of base images mean
+    #[arg(long, value_name = "WHEN", default_value = "missing", num_args = 0..=1, require_equals = true, default_missing_value = "always")]
+    pub(crate) pull: PullWhen,
     /// Record the digest of the result and of all that it stands on, which obuild store check else does later
     #[arg(long)]
     pub(crate) record_digests: bool,
@@ -225,6 +231,44 @@ pub(crate) struct Run {
     /// Nothing but the result and errors; the same as --progress quiet
     #[arg(short, long, conflicts_with = "progress")]
     pub(crate) quiet: bool,
+}
+
+/// When a registry is asked what a tag means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PullWhen {
+    /// Each time
+    Always,
+    /// When the image was never resolved before
+    Missing,
+    /// Never, and nothing is fetched
+    Never,
+}
+
+/// `obuild pull`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The image's id in the store goes to standard output. Credentials come from ~/.docker/config.json, as `docker login` writes it."
+)]
+pub(crate) struct Pull {
+    /// The image, as (from …) has it: [HOST/]REPOSITORY[:TAG|@DIGEST], oci:PATH…
+    pub(crate) image: String,
+    /// Of an image for several platforms, take the one for this, for example linux/arm64 [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = parse_platform)]
+    pub(crate) platform: Option<Platform>,
+    /// When to ask the registry what the tag means
+    #[arg(long = "pull", value_name = "WHEN", default_value = "always")]
+    pub(crate) when: PullWhen,
+    /// How to tell what happens [default: auto]
+    #[arg(long, value_name = "KIND", env = "OBUILD_PROGRESS")]
+    pub(crate) progress: Option<ProgressKind>,
+    /// Nothing but the result and errors; the same as --progress quiet
+    #[arg(short, long, conflicts_with = "progress")]
+    pub(crate) quiet: bool,
+}
+
+fn parse_platform(text: &str) -> Result<Platform, String> {
+    text.parse()
+        .map_err(|error: obuild_images::Error| error.to_string())
 }
 
 /// `obuild check`.

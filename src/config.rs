@@ -4,10 +4,14 @@
 use crate::cli::{Global, ProgressKind, RsyncMode, SandboxKind};
 use crate::failure::Failure;
 use anyhow::{Context, Result};
-use obuild_stores::{Kind, Options, StoreUrl};
+use obuild_images::registry::{Client, ClientOptions, HostOptions};
+use obuild_stores::{Kind, Options, Store, StoreUrl};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What a configuration file may say; the command line and the environment win over it.
 #[derive(Debug, Default, Deserialize)]
@@ -26,6 +30,19 @@ pub(crate) struct Config {
     pub(crate) timeout: Option<String>,
     pub(crate) progress: Option<ProgressKind>,
     pub(crate) record_digests: Option<bool>,
+    /// What is special about registries, by host.
+    #[serde(default)]
+    pub(crate) registry: BTreeMap<String, Registry>,
+}
+
+/// What a configuration file may say of a registry.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Registry {
+    insecure: Option<bool>,
+    ca: Option<PathBuf>,
+    #[serde(default)]
+    mirrors: Vec<String>,
 }
 
 impl Config {
@@ -56,6 +73,28 @@ impl Config {
         parse_store(text)
     }
 
+    /// Returns what talks to registries; what it fetches is kept with the store. Cheap: nothing is done before it is used.
+    pub(crate) fn registry_client(&self, store: &dyn Store) -> Arc<Client> {
+        let mut options = ClientOptions::new(store.state_dir().join("images"));
+        // As Docker's own programs find it.
+        options.credentials = env::var_os("DOCKER_CONFIG")
+            .map(PathBuf::from)
+            .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".docker")))
+            .map(|directory| directory.join("config.json"));
+        options.search_path = env::var_os("PATH").unwrap_or_default();
+        options.proxies = proxies();
+        let hosts = self.registry.iter().map(|(host, registry)| {
+            let options = HostOptions {
+                insecure: registry.insecure,
+                ca: registry.ca.clone(),
+                mirrors: registry.mirrors.clone(),
+            };
+            (host.clone(), options)
+        });
+        options.hosts = hosts.collect();
+        Arc::new(Client::new(options))
+    }
+
     /// Returns how to open the store at `url`. What the file says of rsync stores is no matter for other kinds.
     pub(crate) fn store_options(&self, global: &Global, url: &StoreUrl) -> Options {
         let rsync = url.kind == Kind::Rsync;
@@ -71,6 +110,21 @@ impl Config {
             ..Options::default()
         }
     }
+}
+
+/// Returns the variables of the environment that name proxies.
+pub(crate) fn proxies() -> Vec<(OsString, OsString)> {
+    let names = [
+        "http_proxy",
+        "https_proxy",
+        "ftp_proxy",
+        "no_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+    ];
+    let value = |name: &str| Some((OsString::from(name), env::var_os(name)?));
+    names.into_iter().filter_map(value).collect()
 }
 
 /// Parses a store's URL, whose path may be relative.

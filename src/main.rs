@@ -65,6 +65,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
     let global = &cli.global;
     match &cli.command {
         Command::Run(options) => commands::run::run(global, options),
+        Command::Pull(options) => commands::pull::run(global, options),
         Command::Check(options) => commands::check::run(global, options),
         Command::Fmt(options) => commands::fmt::run(global, options),
         Command::Dockerfile(options) => commands::dockerfile::run(global, options),

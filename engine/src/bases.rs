@@ -2,7 +2,7 @@
 //! Resolving base images, with the digests of large files remembered in the database.
 
 use crate::{Engine, Error, blocking};
-use obuild_images::{FileDigests, FileStamp, Reference, ResolveOptions, Resolved, Tools};
+use obuild_images::{Digest, FileDigests, FileStamp, Reference, ResolveOptions, Resolved, Tools};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,20 @@ impl Engine {
         };
         let parsed: Reference = reference.parse().map_err(wrong)?;
         let name = format!("base {reference} in {}", base_dir.display());
+        // What a tag means is one thing for each platform.
+        let tag = match &parsed {
+            Reference::Registry(image) => Some(match &tools.platform {
+                Some(platform) => format!("image {image} {platform}"),
+                None => format!("image {image}"),
+            }),
+            _ => None,
+        };
+        let remembered = match &tag {
+            Some(tag) => self.database().await?.memo(tag).await?,
+            None => None,
+        };
+        let remembered =
+            remembered.and_then(|text| Digest::parse(&String::from_utf8(text).ok()?).ok());
         let digests = Remembered::parse(
             &self
                 .database()
@@ -38,6 +52,7 @@ impl Engine {
                 base_dir: &base_dir,
                 digests: &digests,
                 tools,
+                remembered,
                 cancelled: &|| token.is_cancelled(),
             };
             let resolved = obuild_images::resolve(&parsed, &options);
@@ -48,6 +63,14 @@ impl Engine {
             Err(obuild_images::Error::Cancelled) => return Err(Error::Cancelled),
             resolved => resolved.map_err(wrong)?,
         };
+        if let (Some(tag), Some(manifest)) = (&tag, resolved.manifest)
+            && remembered != Some(manifest)
+        {
+            self.database()
+                .await?
+                .set_memo(tag, manifest.to_string().as_bytes())
+                .await?;
+        }
         if let Some(content) = digests.changed() {
             self.database()
                 .await?

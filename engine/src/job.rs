@@ -106,7 +106,8 @@ impl Job {
         progress: Progress<'_>,
     ) -> Result<(), Error> {
         let mut tell = |event: obuild_images::Progress<'_>| match event {
-            obuild_images::Progress::Unpack { bytes, total, .. } => progress(bytes, Some(total)),
+            obuild_images::Progress::Unpack { bytes, total, .. }
+            | obuild_images::Progress::Fetch { bytes, total } => progress(bytes, Some(total)),
             obuild_images::Progress::Copy { bytes } => progress(bytes, None),
             obuild_images::Progress::Present { .. } => {}
             obuild_images::Progress::Line(line) => {

@@ -16,12 +16,12 @@ impl Digest {
     }
 
     /// Hashes bytes in memory.
-    pub(crate) fn of(bytes: &[u8]) -> Self {
+    pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
     /// Parses `sha256:…`; the error says what is wrong.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let Some((algorithm, digits)) = text.split_once(':') else {
             return Err(format!("{text:?} is not a digest"));
         };

@@ -5,6 +5,7 @@ use crate::digest::Digest;
 use bstr::BString;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Why a base image could not be resolved or imported.
 #[derive(Debug, thiserror::Error)]
@@ -18,11 +19,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// The image is in a registry.
-    #[error("cannot fetch {reference:?}: registries are not supported yet")]
+    /// The text names no platform.
+    #[error("{0:?} is no platform")]
+    BadPlatform(String),
+    /// A registry could not give an image, or take one.
+    #[error("{source}")]
     Registry {
-        /// The reference.
-        reference: String,
+        /// The image.
+        image: String,
+        /// Why not.
+        source: Arc<crate::registry::Error>,
     },
     /// A file or directory is not there or is of the wrong kind.
     #[error("{} is not {wanted}: {reason}", path.display())]
@@ -189,8 +195,13 @@ impl Error {
     /// Returns whose fault it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::Registry { source, .. } => match &**source {
+                crate::registry::Error::Cancelled => ErrorKind::Cancelled,
+                error if error.is_usage() => ErrorKind::Usage,
+                _ => ErrorKind::Host,
+            },
             Self::BadReference { .. }
-            | Self::Registry { .. }
+            | Self::BadPlatform(_)
             | Self::NotUsable { .. }
             | Self::NoSuchTag { .. }
             | Self::Ambiguous { .. }
@@ -214,11 +225,9 @@ impl Error {
     /// Returns what a person can do about it, if that is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::BadReference { .. } => "bases are oci:PATH[:TAG], tar:FILE, dir:PATH, debootstrap:SUITE and scratch".into(),
-            Self::Registry { reference } => {
-                let name = reference.strip_prefix("docker://").unwrap_or(reference);
-                format!("copy it into an image layout, `skopeo copy docker://{name} oci:images:base`, and use (from oci:images:base)")
-            }
+            Self::BadReference { .. } => "bases are [HOST/]REPOSITORY[:TAG] in a registry, oci:PATH[:TAG], docker-archive:FILE[:TAG], docker-daemon:NAME, tar:FILE, dir:PATH, debootstrap:SUITE and scratch".into(),
+            Self::Registry { source, .. } => return source.hint(),
+            Self::BadPlatform(_) => "platforms are named OS/ARCHITECTURE[/VARIANT], as linux/amd64".into(),
             Self::NoSuchTag { tags, .. } if tags.is_empty() => "its images have no tags: leave the tag out".into(),
             Self::NoSuchTag { tags, .. } => format!("its tags are {}", tags.join(", ")),
             Self::Ambiguous { tags, .. } if tags.is_empty() => {
@@ -239,6 +248,16 @@ impl Error {
             _ => return None,
         };
         Some(hint)
+    }
+
+    pub(crate) fn registry(image: &impl ToString, source: crate::registry::Error) -> Self {
+        match source {
+            crate::registry::Error::Cancelled => Self::Cancelled,
+            source => Self::Registry {
+                image: image.to_string(),
+                source: Arc::new(source),
+            },
+        }
     }
 
     pub(crate) fn io(

@@ -3,13 +3,19 @@
 
 use crate::Error;
 use crate::debootstrap::debootstrap;
+use crate::layout::Layer;
 use crate::lock::ImportLock;
-use crate::resolve::{ChainLayer, Resolved, Source, open_archive};
-use crate::stream::{Blob, unpack_blob};
+use crate::registry::Download;
+use crate::resolve::{ChainLayer, Remote, Resolved, Source, open_archive};
+use crate::stream::{Blob, Bytes, unpack_blob};
 use crate::unpack::{Whiteouts, unpack};
 use obuild_stores::{Draft, SnapshotId, Store};
 use rustix::fs::{Mode, OFlags, openat};
+use std::fs::File;
 use std::os::fd::OwnedFd;
+
+/// Attempts to unpack a layer whose bytes turned out to be wrong.
+const ATTEMPTS: u32 = 4;
 
 /// What an import has to say while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +29,13 @@ pub enum Progress<'a> {
         /// Bytes of the file that have been read.
         bytes: u64,
         /// The file's size in bytes.
+        total: u64,
+    },
+    /// Layers come from a registry; what has come of the first is being unpacked.
+    Fetch {
+        /// Bytes of all layers that have come.
+        bytes: u64,
+        /// Bytes of all layers that were missing.
         total: u64,
     },
     /// A directory is being copied.
@@ -63,8 +76,8 @@ pub fn import(
     let maker = Maker { store, cancelled };
     match &resolved.source {
         Source::Scratch => maker.scratch(resolved.id)?,
-        Source::Layers(layers) if layers.is_empty() => maker.scratch(resolved.id)?,
-        Source::Layers(layers) => maker.layers(layers, progress)?,
+        Source::Layers { layers, .. } if layers.is_empty() => maker.scratch(resolved.id)?,
+        Source::Layers { layers, remote } => maker.layers(layers, remote.as_ref(), progress)?,
         Source::Tar { path, digest } => maker.make(resolved.id, None, |draft| {
             let file = open_archive(path)?;
             let total = file
@@ -72,9 +85,9 @@ pub fn import(
                 .map_err(|source| Error::io("read", path, source))?
                 .len();
             let blob = Blob {
-                file: &file,
+                bytes: Bytes::of(&file),
                 path,
-                digest: *digest,
+                digest: Some(*digest),
                 content: None,
                 whiteouts: Whiteouts::Literal,
             };
@@ -159,6 +172,7 @@ impl Maker<'_> {
     fn layers(
         &self,
         layers: &[ChainLayer],
+        remote: Option<&Remote>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), Error> {
         let count = layers.len();
@@ -175,57 +189,198 @@ impl Maker<'_> {
                 layers: count,
             });
         }
+        // All begin now; while one is unpacked, those above it come.
+        let mut downloads = Downloads::start(&layers[first..], remote)?;
         for (index, ChainLayer { id, layer }) in layers.iter().enumerate().skip(first) {
             let parent = index.checked_sub(1).map(|below| layers[below].id);
-            self.make(*id, parent, |draft| {
-                let missing = || Error::MissingBlob {
-                    path: layer.path.clone(),
-                    what: format!("layer {} of {count}", index + 1),
-                };
-                let metadata = match fs_err::metadata(&layer.path) {
-                    Ok(metadata) if metadata.is_file() => metadata,
-                    Ok(_) => return Err(missing()),
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                        return Err(missing());
+            let place = Place {
+                index,
+                count,
+                whiteouts: if parent.is_some() {
+                    Whiteouts::Applied
+                } else {
+                    Whiteouts::Ignored
+                },
+            };
+            for attempt in 1.. {
+                let generation = downloads.generation(index - first);
+                let made = self.make(*id, parent, |draft| {
+                    let download = downloads.get(index - first);
+                    self.layer(layer, &place, draft, download, &downloads, progress)
+                });
+                match made {
+                    Ok(()) => break,
+                    // A blob kept from before is damaged, or came wrong from a mirror and comes from elsewhere now.
+                    Err(error)
+                        if attempt < ATTEMPTS
+                            && downloads.renew(index - first, generation, layer, &error)? =>
+                    {
+                        tracing::warn!(%error, "unpacking the layer again");
                     }
-                    Err(error) => return Err(Error::io("open", &layer.path, error)),
-                };
-                if metadata.len() != layer.size {
-                    return Err(Error::NotUsable {
-                        path: layer.path.clone(),
-                        wanted: "a whole layer",
-                        reason: format!(
-                            "it has {} bytes instead of {}",
-                            metadata.len(),
-                            layer.size
-                        ),
-                    });
+                    Err(error) => return Err(downloads.explain(index - first, error)),
                 }
-                let file = fs_err::File::open(&layer.path)
-                    .map_err(|error| Error::io("open", &layer.path, error))?;
-                let blob = Blob {
-                    file: file.file(),
-                    path: &layer.path,
-                    digest: layer.digest,
-                    content: Some(layer.diff_id),
-                    whiteouts: if parent.is_some() {
-                        Whiteouts::Applied
-                    } else {
-                        Whiteouts::Ignored
-                    },
-                };
-                let mut report = |bytes| {
-                    progress(Progress::Unpack {
-                        layer: index + 1,
-                        layers: count,
-                        bytes,
-                        total: layer.size,
-                    });
-                };
-                unpack_blob(&blob, open(draft)?, &mut report, self.cancelled)
-            })?;
+            }
         }
         Ok(())
+    }
+
+    /// Unpacks one layer.
+    fn layer(
+        &self,
+        layer: &Layer,
+        place: &Place,
+        draft: &Draft,
+        download: Option<&Download>,
+        downloads: &Downloads<'_>,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), Error> {
+        let file;
+        let (bytes, digest) = match (download, &layer.part) {
+            // It is checked on its way.
+            (Some(download), _) => (Bytes::Download(download), None),
+            (None, Some(part)) => {
+                let bytes = Bytes::File {
+                    file: &part.file,
+                    offset: part.offset,
+                    length: layer.size,
+                };
+                (bytes, layer.digest)
+            }
+            (None, None) => {
+                file = open_layer(layer, place)?;
+                (Bytes::of(&file), layer.digest)
+            }
+        };
+        let blob = Blob {
+            bytes,
+            path: &layer.path,
+            digest,
+            content: Some(layer.diff_id),
+            whiteouts: place.whiteouts,
+        };
+        let mut report = |bytes| match downloads.progress() {
+            Some((bytes, total)) if bytes < total => {
+                progress(Progress::Fetch { bytes, total });
+            }
+            _ => progress(Progress::Unpack {
+                layer: place.index + 1,
+                layers: place.count,
+                bytes,
+                total: layer.size,
+            }),
+        };
+        unpack_blob(&blob, open(draft)?, &mut report, self.cancelled)
+    }
+}
+
+/// Which layer of an image it is.
+struct Place {
+    index: usize,
+    count: usize,
+    whiteouts: Whiteouts,
+}
+
+fn open_layer(layer: &Layer, place: &Place) -> Result<File, Error> {
+    let missing = || Error::MissingBlob {
+        path: layer.path.clone(),
+        what: format!("layer {} of {}", place.index + 1, place.count),
+    };
+    let metadata = match fs_err::metadata(&layer.path) {
+        Ok(metadata) if metadata.is_file() => metadata,
+        Ok(_) => return Err(missing()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
+        Err(error) => return Err(Error::io("open", &layer.path, error)),
+    };
+    if metadata.len() != layer.size {
+        return Err(Error::NotUsable {
+            path: layer.path.clone(),
+            wanted: "a whole layer",
+            reason: format!("it has {} bytes instead of {}", metadata.len(), layer.size),
+        });
+    }
+    let file =
+        fs_err::File::open(&layer.path).map_err(|error| Error::io("open", &layer.path, error))?;
+    Ok(file.into_parts().0)
+}
+
+/// The downloads of an image's missing layers.
+struct Downloads<'a> {
+    remote: Option<&'a Remote>,
+    running: Vec<Option<Download>>,
+    total: u64,
+}
+
+impl<'a> Downloads<'a> {
+    fn start(layers: &[ChainLayer], remote: Option<&'a Remote>) -> Result<Self, Error> {
+        let mut downloads = Self {
+            remote,
+            running: Vec::new(),
+            total: 0,
+        };
+        for ChainLayer { layer, .. } in layers {
+            let download = match remote {
+                Some(remote) => remote.download(layer)?,
+                None => None,
+            };
+            if download.is_some() {
+                downloads.total += layer.size;
+            }
+            downloads.running.push(download);
+        }
+        Ok(downloads)
+    }
+
+    fn get(&self, index: usize) -> Option<&Download> {
+        self.running.get(index)?.as_ref()
+    }
+
+    fn generation(&self, index: usize) -> u32 {
+        self.get(index).map_or(0, Download::generation)
+    }
+
+    /// Returns the bytes that have come, and all that are to come, if any are.
+    fn progress(&self) -> Option<(u64, u64)> {
+        let bytes = self.running.iter().flatten().map(Download::available).sum();
+        (self.total > 0).then_some((bytes, self.total))
+    }
+
+    /// Sees to it that another attempt reads other bytes; returns whether it would.
+    fn renew(
+        &mut self,
+        index: usize,
+        generation: u32,
+        layer: &Layer,
+        error: &Error,
+    ) -> Result<bool, Error> {
+        let Some(remote) = self.remote else {
+            return Ok(false);
+        };
+        if self.get(index).is_some() {
+            return Ok(self.generation(index) != generation);
+        }
+        let damaged = matches!(
+            error,
+            Error::Digest { .. } | Error::NotUsable { .. } | Error::MissingBlob { .. }
+        );
+        if !damaged {
+            return Ok(false);
+        }
+        remote.forget(layer);
+        self.running[index] = remote.download(layer)?;
+        Ok(self.running[index].is_some())
+    }
+
+    /// Puts a download's own error in the place of what its reader saw of it.
+    fn explain(&self, index: usize, error: Error) -> Error {
+        let failure = self.get(index).and_then(Download::failure);
+        match (self.remote, failure, error) {
+            (_, _, Error::Cancelled) => Error::Cancelled,
+            (Some(remote), Some(source), _) => Error::Registry {
+                image: remote.name.to_string(),
+                source,
+            },
+            (_, _, error) => error,
+        }
     }
 }
 

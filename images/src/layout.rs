@@ -6,17 +6,20 @@
 use crate::Error;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
+use crate::platform::Platform;
 use bstr::BString;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The annotation that holds a tag (image-layout.md, "index.json").
 const TAG: &str = "org.opencontainers.image.ref.name";
 /// The largest JSON document; registries need not take larger manifests (OCI distribution-spec v1.1, "Pushing Manifests").
-const MAX_DOCUMENT: u64 = 4 << 20;
+pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
 /// Indexes within indexes.
 const MAX_NESTING: usize = 4;
 
@@ -25,12 +28,21 @@ const MAX_NESTING: usize = 4;
 pub(crate) struct Layer {
     /// The blob's file.
     pub(crate) path: PathBuf,
-    /// The digest of the blob.
-    pub(crate) digest: Digest,
+    /// Where it is in an archive of images that is held open; without one the file is the blob.
+    pub(crate) part: Option<Part>,
+    /// The digest of the blob, where its format has one.
+    pub(crate) digest: Option<Digest>,
     /// The blob's size in bytes.
     pub(crate) size: u64,
     /// The digest of the uncompressed archive.
     pub(crate) diff_id: Digest,
+}
+
+/// A part of an open file.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) file: Arc<File>,
+    pub(crate) offset: u64,
 }
 
 /// An image: its layers, lowest first, and its configuration.
@@ -44,9 +56,14 @@ pub(crate) struct Image {
 pub(crate) fn read_image(
     path: &Path,
     tag: Option<&str>,
-    architecture: &str,
+    platform: &Platform,
 ) -> Result<Image, Error> {
-    let layout = Layout { path, architecture };
+    let layout = Layout {
+        path,
+        name: path,
+        platform,
+        fetch: None,
+    };
     layout.check()?;
     let index: ImageIndex = parse(
         "image index",
@@ -58,9 +75,53 @@ pub(crate) fn read_image(
     layout.image(&manifest)
 }
 
+/// Fetches a document that may not be there yet: a manifest or an index when the flag is set, else a configuration.
+pub(crate) type FetchDocument<'a> = &'a dyn Fn(Digest, bool) -> Result<(), Error>;
+
+/// Reads the image whose manifest or index has this digest, from a directory of blobs that `fetch` fills. `name` is for messages.
+pub(crate) fn read_fetched(
+    path: &Path,
+    name: &str,
+    digest: Digest,
+    platform: &Platform,
+    fetch: FetchDocument<'_>,
+) -> Result<Image, Error> {
+    let layout = Layout {
+        path,
+        name: Path::new(name),
+        platform,
+        fetch: Some(fetch),
+    };
+    let (file, bytes) = layout.blob(digest, true)?;
+    let shape: Shape = parse("image manifest", &file, &bytes)?;
+    let manifest = match (&shape.manifests, &shape.layers) {
+        // A document that is both could be read as either (CVE-2021-41190).
+        (Some(_), Some(_)) => return Err(layout.bad("it is both an index and a manifest")),
+        (Some(_), None) => layout.pick(&file, &bytes, 0)?,
+        _ if shape.schema_version == Some(1) => {
+            let old = "its manifest is of Docker's version 1, which is not supported; push it again with a newer tool";
+            return Err(layout.bad(old));
+        }
+        _ => parse("image manifest", &file, &bytes)?,
+    };
+    layout.image(&manifest)
+}
+
+/// What tells an index from a manifest where no media type does.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Shape {
+    schema_version: Option<u32>,
+    manifests: Option<serde::de::IgnoredAny>,
+    layers: Option<serde::de::IgnoredAny>,
+}
+
 struct Layout<'a> {
     path: &'a Path,
-    architecture: &'a str,
+    /// The path, or what people know the image by.
+    name: &'a Path,
+    platform: &'a Platform,
+    fetch: Option<FetchDocument<'a>>,
 }
 
 impl Layout<'_> {
@@ -125,7 +186,7 @@ impl Layout<'_> {
 
     fn bad(&self, reason: impl Into<String>) -> Error {
         Error::BadImage {
-            layout: self.path.to_owned(),
+            layout: self.name.to_owned(),
             reason: reason.into(),
         }
     }
@@ -141,6 +202,13 @@ impl Layout<'_> {
     /// Reads a document and checks that it is the one that the descriptor means.
     fn document(&self, descriptor: &Descriptor) -> Result<(PathBuf, Vec<u8>), Error> {
         let expected = self.digest(descriptor.digest().as_ref())?;
+        self.blob(expected, kind_of(descriptor.media_type()).is_some())
+    }
+
+    fn blob(&self, expected: Digest, is_manifest: bool) -> Result<(PathBuf, Vec<u8>), Error> {
+        if let Some(fetch) = self.fetch {
+            fetch(expected, is_manifest)?;
+        }
         let path = self.blob_path(expected);
         let bytes = self.read(&path)?;
         let found = Digest::of(&bytes);
@@ -210,11 +278,14 @@ impl Layout<'_> {
         }
     }
 
-    /// Returns whether a descriptor is for this machine; one that does not say may be.
+    /// Returns whether a descriptor is for the wanted platform; one that does not say may be.
     fn fits(&self, descriptor: &Descriptor) -> bool {
         descriptor.platform().as_ref().is_none_or(|platform| {
-            platform.os().to_string() == "linux"
-                && platform.architecture().to_string() == self.architecture
+            self.platform.takes(
+                &platform.os().to_string(),
+                &platform.architecture().to_string(),
+                platform.variant().as_deref(),
+            )
         })
     }
 
@@ -227,10 +298,9 @@ impl Layout<'_> {
             .collect();
         platforms.sort();
         platforms.dedup();
-        let wanted = format!("linux/{}", self.architecture);
         Error::NoSuchPlatform {
-            layout: self.path.to_owned(),
-            wanted,
+            layout: self.name.to_owned(),
+            wanted: self.platform.to_string(),
             platforms,
         }
     }
@@ -244,13 +314,7 @@ impl Layout<'_> {
             }
             Some(Document::Index) if nesting < MAX_NESTING => {
                 let (path, bytes) = self.document(descriptor)?;
-                let index: ImageIndex = parse("image index", &path, &bytes)?;
-                let chosen = index
-                    .manifests()
-                    .iter()
-                    .find(|descriptor| self.fits(descriptor));
-                let chosen = chosen.ok_or_else(|| self.no_platform(index.manifests().iter()))?;
-                self.manifest(chosen, nesting + 1)
+                self.pick(&path, &bytes, nesting)
             }
             Some(Document::Index) => Err(self.bad("its indexes are nested too deeply")),
             None => Err(self.bad(format!(
@@ -258,6 +322,17 @@ impl Layout<'_> {
                 descriptor.media_type()
             ))),
         }
+    }
+
+    /// Picks the manifest for the platform out of an index.
+    fn pick(&self, path: &Path, bytes: &[u8], nesting: usize) -> Result<ImageManifest, Error> {
+        let index: ImageIndex = parse("image index", path, bytes)?;
+        let chosen = index
+            .manifests()
+            .iter()
+            .find(|descriptor| self.fits(descriptor));
+        let chosen = chosen.ok_or_else(|| self.no_platform(index.manifests().iter()))?;
+        self.manifest(chosen, nesting + 1)
     }
 
     fn image(&self, manifest: &ImageManifest) -> Result<Image, Error> {
@@ -272,9 +347,7 @@ impl Layout<'_> {
             )));
         }
         let (path, bytes) = self.document(manifest.config())?;
-        let configuration: ImageConfiguration = parse("image configuration", &path, &bytes)?;
-        let extension: Extension = parse("image configuration", &path, &bytes)?;
-        let diff_ids = configuration.rootfs().diff_ids();
+        let (diff_ids, config) = read_configuration(&path, &bytes)?;
         if diff_ids.len() != manifest.layers().len() {
             return Err(self.bad(format!(
                 "its manifest has {} layers, but its configuration {}",
@@ -285,10 +358,9 @@ impl Layout<'_> {
         let layers = manifest
             .layers()
             .iter()
-            .zip(diff_ids)
+            .zip(&diff_ids)
             .map(|(descriptor, diff_id)| self.layer(descriptor, diff_id));
         let layers = layers.collect::<Result<_, _>>()?;
-        let config = image_config(&path, &configuration, extension)?;
         Ok(Image { layers, config })
     }
 
@@ -309,11 +381,23 @@ impl Layout<'_> {
         let digest = self.digest(descriptor.digest().as_ref())?;
         Ok(Layer {
             path: self.blob_path(digest),
-            digest,
+            part: None,
+            digest: Some(digest),
             size: descriptor.size(),
             diff_id: self.digest(diff_id)?,
         })
     }
+}
+
+/// Reads an image's configuration: the digests of its uncompressed layers, and what it says about processes.
+pub(crate) fn read_configuration(
+    path: &Path,
+    bytes: &[u8],
+) -> Result<(Vec<String>, ImageConfig), Error> {
+    let configuration: ImageConfiguration = parse("image configuration", path, bytes)?;
+    let extension: Extension = parse("image configuration", path, bytes)?;
+    let config = image_config(path, &configuration, extension)?;
+    Ok((configuration.rootfs().diff_ids().clone(), config))
 }
 
 fn parse<T: DeserializeOwned>(what: &'static str, path: &Path, bytes: &[u8]) -> Result<T, Error> {

@@ -2,6 +2,7 @@
 //! The names of base images, as containers-transports(5) has them.
 
 use crate::Error;
+use crate::registry::ImageName;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -25,7 +26,7 @@ pub enum Reference {
     /// `scratch`: nothing.
     Scratch,
     /// Anything else: an image in a registry.
-    Registry(String),
+    Registry(ImageName),
 }
 
 /// Transports of containers-transports(5) that are no registries and that we do not read.
@@ -90,10 +91,8 @@ impl FromStr for Reference {
             Err(bad(&format!(
                 "{transport} is not read; convert it with `skopeo copy {text} oci:PATH:TAG`"
             )))
-        } else if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            Err(bad("a name has no blanks and is not empty"))
         } else {
-            Ok(Self::Registry(text.to_owned()))
+            text.parse().map(Self::Registry)
         }
     }
 }
@@ -110,7 +109,7 @@ impl fmt::Display for Reference {
             Self::Directory(path) => write!(formatter, "dir:{}", path.display()),
             Self::Debootstrap(suite) => write!(formatter, "debootstrap:{suite}"),
             Self::Scratch => formatter.write_str("scratch"),
-            Self::Registry(name) => formatter.write_str(name),
+            Self::Registry(name) => name.fmt(formatter),
         }
     }
 }
@@ -150,10 +149,9 @@ mod tests {
                 Reference::Debootstrap("bookworm".into()),
             ),
             ("scratch", Reference::Scratch),
-            ("debian:12", Reference::Registry("debian:12".into())),
             (
-                "docker://debian",
-                Reference::Registry("docker://debian".into()),
+                "registry.example/debian:12",
+                Reference::Registry("registry.example/debian:12".parse().expect("a name")),
             ),
         ] {
             assert_eq!(text.parse::<Reference>().expect(text), reference);
@@ -174,6 +172,7 @@ mod tests {
             "debootstrap:-x",
             "debootstrap:../x",
             "a b",
+            "Debian",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }

@@ -4,7 +4,9 @@
 use crate::architecture::host_architecture;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
-use crate::layout::{Layer, read_image};
+use crate::layout::{Image, Layer, read_image};
+use crate::platform::Platform;
+use crate::registry::{Client, ImageName};
 use crate::stamp::{FileDigests, file_digest};
 use crate::{Error, Reference};
 use obuild_stores::SnapshotId;
@@ -12,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What resolving needs from its caller.
 pub struct ResolveOptions<'a> {
@@ -21,6 +24,8 @@ pub struct ResolveOptions<'a> {
     pub digests: &'a dyn FileDigests,
     /// How programs are found and run, for `debootstrap:`.
     pub tools: Tools,
+    /// The manifest that an image in a registry had when it was resolved last (see [`Resolved::manifest`]).
+    pub remembered: Option<Digest>,
     /// Asked now and then while a large file is hashed.
     pub cancelled: &'a dyn Fn() -> bool,
 }
@@ -34,6 +39,26 @@ pub struct Tools {
     pub proxies: Vec<(OsString, OsString)>,
     /// The directory of the host's apt configuration.
     pub apt: PathBuf,
+    /// What talks to registries; without it only what needs none is resolved.
+    pub registry: Option<Arc<Client>>,
+    /// When registries are asked.
+    pub pull: Pull,
+    /// The platform to take of images that are for several; this machine's if none is named.
+    pub platform: Option<Platform>,
+    /// The Engine API's socket, for `docker-daemon:`.
+    pub docker_socket: PathBuf,
+}
+
+/// When a registry is asked what a tag means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pull {
+    /// Each time.
+    Always,
+    /// When the image was never resolved before.
+    #[default]
+    Missing,
+    /// Never, and nothing is fetched.
+    Never,
 }
 
 impl Default for Tools {
@@ -42,6 +67,10 @@ impl Default for Tools {
             path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
             proxies: Vec::new(),
             apt: "/etc/apt".into(),
+            registry: None,
+            pull: Pull::default(),
+            platform: None,
+            docker_socket: "/var/run/docker.sock".into(),
         }
     }
 }
@@ -55,13 +84,19 @@ pub struct Resolved {
     pub config: ImageConfig,
     /// The reference, with absolute paths.
     pub reference: Reference,
+    /// The digest of the manifest or index that a registry's tag or digest means, to be remembered.
+    pub manifest: Option<Digest>,
     pub(crate) source: Source,
 }
 
 /// Where the tree comes from.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
-    Layers(Vec<ChainLayer>),
+    Layers {
+        layers: Vec<ChainLayer>,
+        /// Where layers come from that are not here.
+        remote: Option<Remote>,
+    },
     Tar {
         path: PathBuf,
         digest: Digest,
@@ -78,11 +113,38 @@ pub(crate) enum Source {
     Scratch,
 }
 
+/// A repository that has the layers.
+#[derive(Clone, Debug)]
+pub(crate) struct Remote {
+    pub(crate) client: Arc<Client>,
+    pub(crate) name: ImageName,
+    /// Whether layers may be fetched.
+    pub(crate) fetch: bool,
+}
+
 /// A layer with the snapshot that it and those below it make.
 #[derive(Clone, Debug)]
 pub(crate) struct ChainLayer {
     pub(crate) id: SnapshotId,
     pub(crate) layer: Layer,
+}
+
+impl Resolved {
+    fn of_image(
+        image: Image,
+        reference: Reference,
+        manifest: Option<Digest>,
+        remote: Option<Remote>,
+    ) -> Self {
+        let layers = chain(image.layers);
+        Self {
+            id: layers.last().map_or_else(scratch, |layer| layer.id),
+            config: image.config,
+            reference,
+            manifest,
+            source: Source::Layers { layers, remote },
+        }
+    }
 }
 
 /// Finds out what a reference means at this moment.
@@ -95,26 +157,29 @@ pub(crate) struct ChainLayer {
 /// [`crate::import`] finds out.
 pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Resolved, Error> {
     let absolute = |path: &Path| options.base_dir.join(path);
+    let platform = || {
+        options
+            .tools
+            .platform
+            .clone()
+            .unwrap_or_else(Platform::host)
+    };
     match reference {
         Reference::Scratch => Ok(Resolved {
             id: scratch(),
             config: ImageConfig::default(),
             reference: Reference::Scratch,
+            manifest: None,
             source: Source::Scratch,
         }),
         Reference::Oci { path, tag } => {
             let path = absolute(path);
-            let image = read_image(&path, tag.as_deref(), host_architecture())?;
-            let layers = chain(image.layers);
-            Ok(Resolved {
-                id: layers.last().map_or_else(scratch, |layer| layer.id),
-                config: image.config,
-                reference: Reference::Oci {
-                    path,
-                    tag: tag.clone(),
-                },
-                source: Source::Layers(layers),
-            })
+            let image = read_image(&path, tag.as_deref(), &platform())?;
+            let reference = Reference::Oci {
+                path,
+                tag: tag.clone(),
+            };
+            Ok(Resolved::of_image(image, reference, None, None))
         }
         Reference::Tar(path) => {
             let path = absolute(path);
@@ -124,6 +189,7 @@ pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Re
                 id: identity(b"tar", &[digest.as_bytes()]),
                 config: ImageConfig::default(),
                 reference: Reference::Tar(path.clone()),
+                manifest: None,
                 source: Source::Tar { path, digest },
             })
         }
@@ -134,6 +200,7 @@ pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Re
                 id: identity(b"dir", &[&digest]),
                 config: ImageConfig::default(),
                 reference: Reference::Directory(path.clone()),
+                manifest: None,
                 source: Source::Directory { path, digest },
             })
         }
@@ -149,6 +216,7 @@ pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Re
                 id: identity(b"debootstrap", &parts),
                 config,
                 reference: reference.clone(),
+                manifest: None,
                 source: Source::Debootstrap {
                     suite: suite.clone(),
                     architecture,
@@ -156,9 +224,32 @@ pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Re
                 },
             })
         }
-        Reference::Registry(name) => Err(Error::Registry {
-            reference: name.clone(),
-        }),
+        Reference::Registry(name) => {
+            let tools = &options.tools;
+            let never = || {
+                let image = name.to_string();
+                Error::registry(name, crate::registry::Error::NotHere { image })
+            };
+            let client = tools.registry.as_ref().ok_or_else(never)?;
+            let (manifest, image) = client.resolve(
+                name,
+                tools.platform.as_ref(),
+                tools.pull,
+                options.remembered,
+                options.cancelled,
+            )?;
+            let remote = Remote {
+                client: Arc::clone(client),
+                name: name.clone(),
+                fetch: tools.pull != Pull::Never,
+            };
+            Ok(Resolved::of_image(
+                image,
+                reference.clone(),
+                Some(manifest),
+                Some(remote),
+            ))
+        }
     }
 }
 
@@ -229,7 +320,8 @@ mod tests {
     fn layers_are_named_by_their_chain() {
         let layer = |byte| Layer {
             path: "x".into(),
-            digest: Digest([0; 32]),
+            part: None,
+            digest: None,
             size: 1,
             diff_id: Digest([byte; 32]),
         };

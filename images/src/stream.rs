@@ -3,6 +3,7 @@
 
 use crate::Error;
 use crate::digest::{Digest, digest_of};
+use crate::registry::Download;
 use crate::unpack::{Whiteouts, unpack};
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
@@ -10,29 +11,72 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
 
 /// Bytes handed from thread to thread at once.
 const CHUNK: usize = 256 << 10;
 /// Chunks that wait for the unpacking thread.
 const AHEAD: usize = 6;
+/// How long bytes are waited for before a cancellation is looked for.
+const TICK: Duration = Duration::from_millis(100);
 /// The largest window that an archive may ask for, as a power of two: zstd refuses more by itself without `--long`
 /// (zstd(1)); xz -9 takes half of it.
 const WINDOW_LOG: u32 = 27;
+/// The bytes that tell how a file is compressed.
+const MAGIC: usize = 6;
+const BZIP2: &str = "it is compressed with bzip2";
 
 /// An archive and what is promised about it.
 pub(crate) struct Blob<'a> {
-    /// The open file.
-    pub(crate) file: &'a File,
+    /// Its bytes.
+    pub(crate) bytes: Bytes<'a>,
     /// Its path, for messages.
     pub(crate) path: &'a Path,
-    /// The digest of its bytes.
-    pub(crate) digest: Digest,
+    /// The digest of its bytes, if there is one that nobody else checks.
+    pub(crate) digest: Option<Digest>,
     /// The digest of its uncompressed content.
     pub(crate) content: Option<Digest>,
     /// How names that start with `.wh.` are read.
     pub(crate) whiteouts: Whiteouts,
+}
+
+/// Where an archive's bytes are.
+#[derive(Clone, Copy)]
+pub(crate) enum Bytes<'a> {
+    /// In a part of a file.
+    File {
+        file: &'a File,
+        offset: u64,
+        length: u64,
+    },
+    /// On their way.
+    Download(&'a Download),
+}
+
+impl<'a> Bytes<'a> {
+    /// Takes the whole of a file.
+    pub(crate) fn of(file: &'a File) -> Self {
+        Self::File {
+            file,
+            offset: 0,
+            length: u64::MAX,
+        }
+    }
+
+    /// Returns a reader from the start, which `stop` ends early where it waits.
+    fn reader(self, stop: &Arc<AtomicBool>) -> Box<dyn Read + Send + 'a> {
+        match self {
+            Self::File {
+                file,
+                offset,
+                length,
+            } => Box::new(At { file, offset }.take(length)),
+            Self::Download(download) => Box::new(download.reader(Arc::clone(stop))),
+        }
+    }
 }
 
 /// Unpacks the blob over `root`, checking all digests. `progress` gets the number of bytes of the file read so far.
@@ -44,35 +88,44 @@ pub(crate) fn unpack_blob(
     progress: &mut dyn FnMut(u64),
     cancelled: &dyn Fn() -> bool,
 ) -> Result<(), Error> {
-    let method = Method::of(blob.file).map_err(|source| Error::io("read", blob.path, source))?;
-    if method == Method::Bzip2 {
+    // Of a download the first bytes may not have come.
+    let method = match blob.bytes {
+        Bytes::File { file, offset, .. } => {
+            let mut magic = [0; MAGIC];
+            read_full(&mut At { file, offset }, &mut magic)
+                .map_err(|source| Error::io("read", blob.path, source))?;
+            Some(Method::of(&magic))
+        }
+        Bytes::Download(_) => None,
+    };
+    if method == Some(Method::Bzip2) {
         return Err(Error::Compression {
             path: blob.path.to_owned(),
             method: "bzip2",
         });
     }
     let read = AtomicU64::new(0);
+    let stop = Arc::new(AtomicBool::new(false));
     let (result, digest, content) = std::thread::scope(|scope| {
         let (full_sender, full) = sync_channel(AHEAD);
         let (empty, empty_receiver) = channel();
         let input = Input {
-            file: blob.file,
-            offset: 0,
+            bytes: blob.bytes.reader(&stop),
             hash: Sha256::new(),
+            hashes: blob.digest.is_some(),
             read: &read,
         };
         let reader = std::thread::Builder::new()
             .name("decompress".into())
-            .spawn_scoped(scope, move || {
-                pump(input, method, &full_sender, &empty_receiver)
-            })
+            .spawn_scoped(scope, move || pump(input, &full_sender, &empty_receiver))
             .map_err(|source| Error::io("start a thread to read", blob.path, source));
         let reader = match reader {
             Ok(reader) => reader,
             Err(error) => return (Err(error), None, None),
         };
         // A plain file's content is the file: hashing it twice would cost as much as unpacking it.
-        let hash = (method != Method::Plain && blob.content.is_some()).then(Sha256::new);
+        let same = method == Some(Method::Plain) && blob.digest.is_some();
+        let hash = (blob.content.is_some() && !same).then(Sha256::new);
         let mut tick = || {
             progress(read.load(Ordering::Relaxed));
             cancelled()
@@ -91,6 +144,8 @@ pub(crate) fn unpack_blob(
             .take()
             .map(|hash| Digest(hash.finalize().into()));
         drop(chunks);
+        // If it failed, the reader may still wait for bytes.
+        stop.store(result.is_err(), Ordering::Relaxed);
         let digest = reader.join().ok().flatten();
         let result = result.map_err(|source| Error::Unpack {
             path: blob.path.to_owned(),
@@ -111,29 +166,28 @@ pub(crate) fn unpack_blob(
         ) => return Err(error),
         // An archive that does not parse is often just damaged, and then that is the thing to say.
         Err(error) => {
-            let file = At {
-                file: blob.file,
-                offset: 0,
-            };
-            let found = digest_of(file, cancelled)
-                .map_err(|source| Error::io("read", blob.path, source))?;
-            check(
-                blob.path,
-                "its digest",
-                blob.digest,
-                found.ok_or(Error::Cancelled)?,
-            )?;
+            if let Some(expected) = blob.digest {
+                let bytes = blob.bytes.reader(&Arc::default());
+                let found = digest_of(bytes, cancelled)
+                    .map_err(|source| Error::io("read", blob.path, source))?;
+                check(
+                    blob.path,
+                    "its digest",
+                    expected,
+                    found.ok_or(Error::Cancelled)?,
+                )?;
+            }
             return Err(error);
         }
     }
-    let digest = digest.ok_or_else(|| {
-        Error::io(
-            "read",
-            blob.path,
-            io::Error::other("the reading thread ended early"),
-        )
-    })?;
-    check(blob.path, "its digest", blob.digest, digest)?;
+    let ended = || {
+        let early = io::Error::other("the reading thread ended early");
+        Error::io("read", blob.path, early)
+    };
+    let digest = digest.ok_or_else(ended)?;
+    if let Some(expected) = blob.digest {
+        check(blob.path, "its digest", expected, digest)?;
+    }
     match blob.content {
         Some(expected) => check(
             blob.path,
@@ -171,24 +225,14 @@ enum Method {
 }
 
 impl Method {
-    fn of(file: &File) -> io::Result<Self> {
-        let mut magic = [0; 6];
-        let mut length = 0;
-        while length < magic.len() {
-            match file.read_at(&mut magic[length..], length as u64) {
-                Ok(0) => break,
-                Ok(count) => length += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(match &magic {
+    fn of(magic: &[u8]) -> Self {
+        match magic {
             [0x1f, 0x8b, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             [0xfd, b'7', b'z', b'X', b'Z', 0] => Self::Xz,
             [b'B', b'Z', b'h', b'1'..=b'9', ..] => Self::Bzip2,
             _ => Self::Plain,
-        })
+        }
     }
 
     fn decoder<'a>(self, input: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
@@ -204,7 +248,8 @@ impl Method {
                 true,
                 1 << (WINDOW_LOG - 10),
             )),
-            Self::Plain | Self::Bzip2 => Box::new(input),
+            Self::Bzip2 => return Err(io::Error::other(BZIP2)),
+            Self::Plain => Box::new(input),
         })
     }
 }
@@ -223,36 +268,40 @@ impl Read for At<'_> {
     }
 }
 
-/// The file, hashed and counted as it is read.
+/// The bytes, hashed and counted as they are read.
 struct Input<'a> {
-    file: &'a File,
-    offset: u64,
+    bytes: Box<dyn Read + Send + 'a>,
     hash: Sha256,
+    hashes: bool,
     read: &'a AtomicU64,
 }
 
 impl Read for Input<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.file.read_at(buffer, self.offset)?;
-        self.offset += length as u64;
-        self.hash.update(&buffer[..length]);
-        self.read.store(self.offset, Ordering::Relaxed);
+        let length = self.bytes.read(buffer)?;
+        if self.hashes {
+            self.hash.update(&buffer[..length]);
+        }
+        self.read.fetch_add(length as u64, Ordering::Relaxed);
         Ok(length)
     }
 }
 
 type Chunk = io::Result<Vec<u8>>;
 
-/// Reads everything and sends it on; returns the digest of the file unless nobody wanted its end.
+/// Reads everything and sends it on; returns the digest of the file, if it is hashed, unless nobody wanted its end.
 fn pump(
-    input: Input<'_>,
-    method: Method,
+    mut input: Input<'_>,
     full: &SyncSender<Chunk>,
     empty: &Receiver<Vec<u8>>,
 ) -> Option<Digest> {
-    let mut input = BufReader::with_capacity(CHUNK, input);
+    let mut magic = [0; MAGIC];
+    let begun = read_full(&mut input, &mut magic);
+    let start = &magic[..*begun.as_ref().unwrap_or(&0)];
+    let mut input = BufReader::with_capacity(CHUNK, start.chain(input));
     let sent = (|| -> io::Result<bool> {
-        let mut decoder = method.decoder(&mut input)?;
+        begun?;
+        let mut decoder = Method::of(&magic).decoder(&mut input)?;
         loop {
             let mut chunk = empty.try_recv().unwrap_or_default();
             chunk.resize(CHUNK, 0);
@@ -277,7 +326,8 @@ fn pump(
     }
     // A decoder may stop before the end of the file, but the digest is of all of it.
     io::copy(&mut input, &mut io::sink()).ok()?;
-    Some(Digest(input.into_inner().hash.finalize().into()))
+    let (_, input) = input.into_inner().into_inner();
+    Some(Digest(input.hash.finalize().into()))
 }
 
 fn read_full(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
@@ -310,10 +360,17 @@ impl BufRead for Chunks<'_> {
             if (self.tick)() {
                 return Err(io::Error::other("cancelled"));
             }
-            let next = match self.full.recv() {
-                Ok(next) => next?,
-                // The sender is gone: that was all.
-                Err(_) => Vec::new(),
+            let next = loop {
+                match self.full.recv_timeout(TICK) {
+                    Ok(next) => break next?,
+                    // The sender is gone: that was all.
+                    Err(RecvTimeoutError::Disconnected) => break Vec::new(),
+                    // A download may be slow.
+                    Err(RecvTimeoutError::Timeout) if (self.tick)() => {
+                        return Err(io::Error::other("cancelled"));
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                }
             };
             if let Some(hash) = &mut self.hash {
                 hash.update(&next);

@@ -69,7 +69,7 @@ pub(crate) fn run(global: &Global, options: &Healthcheck) -> Result<()> {
     let cancel = Cancel::new()?;
     let exit = if let Some(base) = &options.base {
         let engine = Engine::open(Arc::clone(&store), Arc::clone(&sandbox), 1)?;
-        let parent = import(&engine, base)?;
+        let parent = import(&engine, &config, base)?;
         let draft = store.prepare(random_id()?, Some(parent))?;
         let exit = sandbox.run(
             &command,
@@ -192,12 +192,12 @@ fn random_id() -> Result<SnapshotId> {
     Ok(SnapshotId::from_digest(digest))
 }
 
-fn import(engine: &Arc<Engine>, base: &str) -> Result<SnapshotId> {
+fn import(engine: &Arc<Engine>, config: &Config, base: &str) -> Result<SnapshotId> {
     let directory = std::env::current_dir()?;
     let resolved = runtime()?.block_on(engine.resolve(
         base,
         &directory,
-        tools(),
+        tools(config, engine.store()),
         &CancellationToken::new(),
     ))?;
     // A base that is not there yet is unpacked, as the first step of a build would.

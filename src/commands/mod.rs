@@ -15,6 +15,7 @@ pub(crate) mod log;
 pub(crate) mod ls;
 pub(crate) mod man;
 pub(crate) mod prune;
+pub(crate) mod pull;
 pub(crate) mod run;
 pub(crate) mod sbom;
 pub(crate) mod shell;

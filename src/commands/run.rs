@@ -2,17 +2,18 @@
 //! `obuild run SPEC [CONTEXT]`: build a spec.
 
 use super::{open_sandbox, open_store, parse_spec, print, read_spec, runtime};
-use crate::cli::{Global, ProgressKind, Run};
-use crate::config::Config;
+use crate::cli::{Global, ProgressKind, PullWhen, Run};
+use crate::config::{Config, proxies};
 use crate::failure::Failure;
 use crate::progress;
 use crate::values::{parse_duration, parse_size};
 use anyhow::Result;
 use bstr::BString;
 use obuild_engine::{BuildResult, Engine, NoCache, Settings};
-use obuild_images::{Resolved, Tools};
+use obuild_images::{Pull, Resolved, Tools};
 use obuild_sandboxes::{Limits, Sandbox};
 use obuild_specs::{BaseInfo, Diagnostic, Plan, Spec, StepId};
+use obuild_stores::Store;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,15 +35,7 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
         .map(|text| secret(text))
         .collect::<Result<HashMap<_, _>>>()?;
     let limits = limits(options, &config)?;
-    let kind = if options.quiet {
-        ProgressKind::Quiet
-    } else {
-        options
-            .progress
-            .or(config.progress)
-            .unwrap_or(ProgressKind::Auto)
-    };
-    let kind = progress::choose(kind);
+    let kind = progress_kind(options.quiet, options.progress, &config);
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(&options.sandbox, &config, &*store)?;
     check_limits(&*sandbox, &limits)?;
@@ -50,6 +43,10 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
         .jobs
         .or(config.jobs)
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let tools = Tools {
+        pull: pull(options.pull),
+        ..tools(&config, &*store)
+    };
     let engine = Engine::open(store, sandbox, jobs)?;
     let result = runtime()?.block_on(async {
         let base_dir = if file.as_os_str() == "-" {
@@ -59,7 +56,7 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
         };
         let cancel = CancellationToken::new();
         watch_signals(&cancel)?;
-        let bases = resolve(&engine, &spec, &base_dir, &cancel).await?;
+        let bases = resolve(&engine, &spec, &base_dir, &tools, &cancel).await?;
         let plan = lower(&spec, &bases, options.target.as_deref())?;
         let no_cache = no_cache(&plan, options)?;
         let settings = Settings {
@@ -84,7 +81,20 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
     print(format!("{}\n", result.snapshot))
 }
 
-async fn build(
+/// Decides how to tell what happens.
+pub(crate) fn progress_kind(
+    quiet: bool,
+    asked: Option<ProgressKind>,
+    config: &Config,
+) -> ProgressKind {
+    progress::choose(if quiet {
+        ProgressKind::Quiet
+    } else {
+        asked.or(config.progress).unwrap_or(ProgressKind::Auto)
+    })
+}
+
+pub(crate) async fn build(
     engine: &Arc<Engine>,
     plan: Plan,
     bases: HashMap<String, Arc<Resolved>>,
@@ -233,38 +243,39 @@ async fn resolve(
     engine: &Arc<Engine>,
     spec: &Spec,
     base_dir: &Path,
+    tools: &Tools,
     cancel: &CancellationToken,
 ) -> Result<HashMap<String, Arc<Resolved>>> {
     let mut resolved = HashMap::new();
     for base in spec.bases() {
         let image = engine
-            .resolve(&base.value, base_dir, tools(), cancel)
+            .resolve(&base.value, base_dir, tools.clone(), cancel)
             .await?;
         resolved.insert(base.value, Arc::new(image));
     }
     Ok(resolved)
 }
 
-/// How programs of the host (`debootstrap`) are found and reach the network.
-pub(crate) fn tools() -> Tools {
-    let mut tools = Tools::default();
+/// How programs of the host (`debootstrap`) and registries are found and reached.
+pub(crate) fn tools(config: &Config, store: &dyn Store) -> Tools {
+    let mut tools = Tools {
+        proxies: proxies(),
+        registry: Some(config.registry_client(store)),
+        ..Tools::default()
+    };
     if let Some(path) = std::env::var_os("PATH") {
         tools.path = path;
     }
-    for name in [
-        "http_proxy",
-        "https_proxy",
-        "ftp_proxy",
-        "no_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-    ] {
-        if let Some(value) = std::env::var_os(name) {
-            tools.proxies.push((name.into(), value));
-        }
-    }
     tools
+}
+
+/// What an option of the command line means to `images`.
+pub(crate) fn pull(when: PullWhen) -> Pull {
+    match when {
+        PullWhen::Always => Pull::Always,
+        PullWhen::Missing => Pull::Missing,
+        PullWhen::Never => Pull::Never,
+    }
 }
 
 fn lower(

@@ -65,12 +65,14 @@ impl Fake {
             path: path.into(),
             proxies: Vec::new(),
             apt: area.path("apt"),
+            ..Tools::default()
         };
         Some(Self { area, tools })
     }
 
     fn resolve(&self, reference: &str) -> Resolved {
         let options = ResolveOptions {
+            remembered: None,
             base_dir: Path::new("/"),
             digests: &NoDigests,
             tools: self.tools.clone(),

@@ -126,6 +126,7 @@ fn digests_of_archives_are_remembered_and_never_trusted_for_long() {
     let Some(area) = Area::new() else { return };
     let memory = Memory::default();
     let options = ResolveOptions {
+        remembered: None,
         base_dir: area.directory.path(),
         digests: &memory,
         tools: Tools::default(),

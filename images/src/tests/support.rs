@@ -42,6 +42,7 @@ impl Area {
     /// Resolves a reference relative to the scratch directory.
     pub(super) fn resolve(&self, reference: &str) -> Result<Resolved, Error> {
         let options = ResolveOptions {
+            remembered: None,
             base_dir: self.directory.path(),
             digests: &NoDigests,
             tools: Tools::default(),
