@@ -104,6 +104,10 @@ pub(crate) enum Command {
     Export(Export),
     /// Tell which packages a result holds: a software bill of materials
     Sbom(Sbom),
+    /// Make keys that sign
+    Key(Key),
+    /// Verify a signed statement, and print it
+    VerifySignature(VerifySignature),
     /// Remove steps from the store
     Delete(Delete),
     /// Remove the steps that were not used for longest
@@ -222,6 +226,12 @@ pub(crate) struct Run {
     /// Record the digest of the result and of all that it stands on, which obuild store check else does later
     #[arg(long)]
     pub(crate) record_digests: bool,
+    /// Write into this file how the result was built: SLSA provenance; records digests too
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) provenance: Option<PathBuf>,
+    /// Sign the provenance with this private key
+    #[arg(long, value_name = "FILE", requires = "provenance", value_hint = ValueHint::FilePath)]
+    pub(crate) sign_key: Option<PathBuf>,
     /// Keep the tree of a step that fails, for obuild shell
     #[arg(long)]
     pub(crate) keep_failed: bool,
@@ -433,6 +443,40 @@ pub(crate) enum SbomFormat {
     /// `CycloneDX` 1.6
     #[value(name = "cyclonedx")]
     CycloneDx,
+}
+
+/// `obuild key`.
+#[derive(Debug, Args)]
+pub(crate) struct Key {
+    #[command(subcommand)]
+    pub(crate) command: KeyCommand,
+}
+
+/// The subcommands of `obuild key`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a pair of keys, ECDSA P-256, that cosign reads too
+    Generate(KeyGenerate),
+}
+
+/// `obuild key generate`.
+#[derive(Debug, Args)]
+pub(crate) struct KeyGenerate {
+    /// Write PREFIX.key, which is not encrypted, and PREFIX.pub
+    #[arg(short, long, value_name = "PREFIX", default_value = "obuild", value_hint = ValueHint::FilePath)]
+    pub(crate) output: PathBuf,
+}
+
+/// `obuild verify-signature`.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit status: 0 the signature is by the key, 1 it is not.")]
+pub(crate) struct VerifySignature {
+    /// A signed statement, in an envelope as run --provenance --sign-key writes it
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    /// The public key
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) key: PathBuf,
 }
 
 /// `obuild delete`.

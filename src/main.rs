@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The `obuild` command: command line, progress, wiring. No build logic: one file a subcommand in `commands`.
 
+mod attest;
 mod cli;
 mod commands;
 mod config;
@@ -55,6 +56,8 @@ fn become_root(command: &Command) -> anyhow::Result<()> {
         | Command::Fmt(_)
         | Command::Dockerfile(_)
         | Command::Graph(_)
+        | Command::Key(_)
+        | Command::VerifySignature(_)
         | Command::Completions(_)
         | Command::Man(_) => Ok(()),
         _ => Ok(obuild_rootless::enter()?),
@@ -77,6 +80,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Shell(options) => commands::shell::run(global, options),
         Command::Export(options) => commands::export::run(global, options),
         Command::Sbom(options) => commands::sbom::run(global, options),
+        Command::Key(options) => commands::key::run(&options.command),
+        Command::VerifySignature(options) => commands::verify_signature::run(options),
         Command::Delete(options) => commands::delete::run(global, options),
         Command::Prune(options) => commands::prune::run(global, options),
         Command::Df(options) => commands::df::run(global, options),

@@ -15,6 +15,7 @@ mod job;
 mod lock;
 mod log;
 mod maintenance;
+mod provenance;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -26,6 +27,7 @@ pub use events::{Event, EventSender, Outcome};
 pub use job::sandbox_rootfs;
 pub use maintenance::{PruneOptions, Pruned, Usage};
 pub use obuild_stores::{Finding, FindingKind};
+pub use provenance::BuiltStep;
 pub use upkeep::{CheckOptions, CheckReport, CopyOptions, CopyReport, Health, Progress, StoreInfo};
 
 use bstr::BString;

@@ -15,6 +15,7 @@ mod error;
 mod import;
 mod layout;
 mod lock;
+mod material;
 mod owners;
 mod platform;
 mod reference;

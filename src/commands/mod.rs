@@ -11,6 +11,7 @@ pub(crate) mod fmt;
 pub(crate) mod graph;
 pub(crate) mod healthcheck;
 pub(crate) mod inspect;
+pub(crate) mod key;
 pub(crate) mod log;
 pub(crate) mod ls;
 pub(crate) mod man;
@@ -21,6 +22,7 @@ pub(crate) mod sbom;
 pub(crate) mod shell;
 pub(crate) mod store;
 pub(crate) mod unshare;
+pub(crate) mod verify_signature;
 
 use crate::cli::{Global, SandboxKind, SandboxOptions};
 use crate::config::Config;

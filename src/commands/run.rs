@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `obuild run SPEC [CONTEXT]`: build a spec.
 
+use super::export::write_file;
 use super::{open_sandbox, open_store, parse_spec, print, read_spec, runtime};
+use crate::attest::{Known, document, read_signing_key, tree_subject};
 use crate::cli::{Global, ProgressKind, PullWhen, Run};
 use crate::config::{Config, proxies};
 use crate::failure::Failure;
 use crate::progress;
 use crate::values::{parse_duration, parse_size};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bstr::BString;
 use obuild_engine::{BuildResult, Engine, NoCache, Settings};
+use obuild_images::attest::{PROVENANCE, Statement};
 use obuild_images::{Pull, Resolved, Tools};
 use obuild_sandboxes::{Limits, Sandbox};
 use obuild_specs::{BaseInfo, Diagnostic, Plan, Spec, StepId};
@@ -35,6 +38,9 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
         .map(|text| secret(text))
         .collect::<Result<HashMap<_, _>>>()?;
     let limits = limits(options, &config)?;
+    // A key that cannot be used is found out before the build, not after it.
+    let sign_key = options.sign_key.as_deref().map(read_signing_key);
+    let sign_key = sign_key.transpose()?;
     let kind = progress_kind(options.quiet, options.progress, &config);
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(&options.sandbox, &config, &*store)?;
@@ -69,12 +75,26 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
             no_cache,
             replay: matches!(kind, ProgressKind::Plain | ProgressKind::Json),
         };
-        let record = options.record_digests || config.record_digests.unwrap_or(false);
+        let record = options.record_digests
+            || config.record_digests.unwrap_or(false)
+            || options.provenance.is_some();
+        let known = options.provenance.as_ref().map(|path| {
+            let known = Known::new(&file, &text, &plan, &bases, &engine, &settings, options);
+            (path, known)
+        });
         let result = build(&engine, plan, bases, settings, kind, colour, cancel.clone()).await?;
         if record {
             engine
                 .record_digests(vec![result.snapshot], &cancel)
                 .await?;
+        }
+        if let Some((path, known)) = known {
+            let subject = tree_subject(&engine, &result).await?;
+            let predicate = known.provenance(&result, &config)?;
+            let statement = Statement::new(vec![subject], PROVENANCE, predicate);
+            let document = document(&statement, sign_key.as_ref())?;
+            write_file(path, |file| Ok(writeln!(file, "{document:#}")?))
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
         anyhow::Ok(result)
     })?;

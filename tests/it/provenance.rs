@@ -53,3 +53,208 @@ fn a_bill_of_materials_is_the_same_of_every_store() {
         world.assert_clean();
     }
 }
+
+/// A spec with a nested build, a copy from the context and a secret.
+fn nested(world: &World) {
+    world.write("file", "content");
+    let from = crate::harness::from();
+    world.write(
+        "spec.sexp",
+        format!(
+            "((build dev ({from} (shell /bin/sh -c) (run (shell \"echo built > /made\"))))
+              {from} (shell /bin/sh -c) (copy (src file) (dst /file)) (copy (from (build dev)) (src /made) (dst /made))
+              (run (secrets (token (target /token))) (shell \"cat /token > /dev/null\")))"
+        ),
+    );
+    world.write("token", "very secret");
+}
+
+fn read(world: &World, name: &str) -> Value {
+    json(&fs_err::read_to_string(world.path(name)).unwrap())
+}
+
+#[test]
+fn provenance_says_what_a_result_was_made_of() {
+    let Some(world) = World::new() else { return };
+    nested(&world);
+    let arguments = [
+        "run",
+        "spec.sexp",
+        "--secret",
+        "token:token",
+        "--provenance",
+    ];
+    let id = world.ok(&[&arguments[..], &["one.json"]].concat());
+    let one = read(&world, "one.json");
+    assert_eq!(one["_type"], "https://in-toto.io/Statement/v1");
+    assert_eq!(one["predicateType"], "https://slsa.dev/provenance/v1");
+    assert_eq!(one["subject"][0]["name"], id.as_str());
+    let inspected = json(&world.ok(&["inspect", &id]));
+    assert_eq!(
+        one["subject"][0]["digest"]["obuildTree"],
+        inspected["digest"]
+    );
+    assert!(inspected["digest"].is_string());
+    let definition = &one["predicate"]["buildDefinition"];
+    assert_eq!(
+        definition["externalParameters"]["spec"]["name"],
+        "spec.sexp"
+    );
+    let dependencies = definition["resolvedDependencies"].as_array().unwrap();
+    assert_eq!(dependencies.len(), 2, "{dependencies:#?}");
+    let base = &dependencies[0]["digest"]["sha256"];
+    let context = &dependencies[1];
+    assert_eq!(
+        (&context["name"], &context["annotations"]["src"][0]),
+        (&"context".into(), &"file".into())
+    );
+    let steps = definition["internalParameters"]["steps"]
+        .as_array()
+        .unwrap();
+    assert_eq!(steps.len(), 5, "the base is there once: {steps:#?}");
+    assert_eq!(steps[4]["id"], id.as_str());
+    assert_eq!(steps[4]["from"], steps[3]["id"]);
+    assert_eq!(steps[3]["reads"], steps[1]["id"]);
+    let text = one.to_string();
+    assert!(
+        !text.contains("very secret") && text.contains("token"),
+        "{text}"
+    );
+
+    // The base is the archive that sha256sum knows.
+    let archive = crate::harness::base().unwrap();
+    let sum = std::process::Command::new("sha256sum")
+        .arg(archive)
+        .output()
+        .unwrap();
+    let sum = String::from_utf8_lossy(&sum.stdout);
+    assert_eq!(base.as_str(), sum.split_whitespace().next());
+
+    // All of it is the same again but for the times, though nothing was run; a changed file shows.
+    let without_times = |document: &Value| {
+        let mut document = document.clone();
+        document["predicate"]["runDetails"]["metadata"] = Value::Null;
+        document
+    };
+    world.ok(&[&arguments[..], &["two.json"]].concat());
+    assert_eq!(
+        without_times(&read(&world, "two.json")),
+        without_times(&one)
+    );
+    world.write("file", "other content");
+    world.ok(&[&arguments[..], &["three.json"]].concat());
+    let three = read(&world, "three.json");
+    let changed = &three["predicate"]["buildDefinition"]["resolvedDependencies"];
+    assert_eq!(changed[0], dependencies[0]);
+    assert_ne!(changed[1]["digest"], context["digest"]);
+    world.assert_clean();
+}
+
+#[test]
+fn signed_provenance_verifies_with_its_key_alone() {
+    let Some(world) = World::new() else { return };
+    assert_eq!(world.ok(&["key", "generate"]), "obuild.key\nobuild.pub");
+    let ran = world.run(&["key", "generate"]);
+    assert_eq!(ran.status, 2, "a key is never written over: {ran:#?}");
+    world.ok(&["key", "generate", "-o", "other"]);
+    let mode = fs_err::metadata(world.path("obuild.key"))
+        .unwrap()
+        .permissions();
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777,
+        0o600
+    );
+
+    world.write(
+        "config.toml",
+        "rsync-mode = \"hardlink\"\nbuilder-id = \"https://ci.example.org/pool\"\n",
+    );
+    world.spec("(run (shell \"echo signed > /x\"))");
+    let arguments = [
+        "run",
+        "spec.sexp",
+        "--provenance",
+        "signed.json",
+        "--sign-key",
+    ];
+    let ran = world.run(&[&arguments[..], &["obuild.pub"]].concat());
+    assert_eq!(ran.status, 2, "that is no private key: {ran:#?}");
+    world.ok(&[&arguments[..], &["obuild.key"]].concat());
+    let statement = json(&world.ok(&["verify-signature", "signed.json", "--key", "obuild.pub"]));
+    let builder = &statement["predicate"]["runDetails"]["builder"];
+    assert_eq!(builder["id"], "https://ci.example.org/pool");
+    let ran = world.run(&["verify-signature", "signed.json", "--key", "other.pub"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:#?}");
+    let mut envelope = read(&world, "signed.json");
+    envelope["payloadType"] = "text/plain".into();
+    world.write("changed.json", envelope.to_string());
+    let ran = world.run(&["verify-signature", "changed.json", "--key", "obuild.pub"]);
+    assert_eq!(ran.status, 1, "{ran:#?}");
+
+    // Another program takes the keys, and signs so that we take it.
+    world.write("message", "message");
+    let openssl = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("openssl");
+        command.args(arguments).current_dir(world.directory.path());
+        command.output()
+    };
+    let Ok(made) = openssl(&["pkey", "-in", "obuild.key", "-pubout"]) else {
+        obuild_fixtures::skip("openssl is not installed");
+        return;
+    };
+    let public = fs_err::read_to_string(world.path("obuild.pub")).unwrap();
+    assert_eq!(String::from_utf8_lossy(&made.stdout), public);
+    let made = openssl(&[
+        "genpkey",
+        "-algorithm",
+        "EC",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-out",
+        "openssl.key",
+    ]);
+    assert!(made.unwrap().status.success());
+    assert!(
+        openssl(&[
+            "pkey",
+            "-in",
+            "openssl.key",
+            "-pubout",
+            "-out",
+            "openssl.pub"
+        ])
+        .unwrap()
+        .status
+        .success()
+    );
+    world.ok(&[&arguments[..], &["openssl.key"]].concat());
+    world.ok(&["verify-signature", "signed.json", "--key", "openssl.pub"]);
+}
+
+#[test]
+fn a_bill_lists_what_dpkg_lists() {
+    let Some(world) = World::new() else { return };
+    let Some(debian) = obuild_fixtures::debian() else {
+        return;
+    };
+    world.write("spec.sexp", format!("((from tar:{}))", debian.display()));
+    let id = world.ok(&["run", "spec.sexp"]);
+    let format = "-f=${Package} ${Version}\\n";
+    let listed = world.ok(&["shell", &id, "--", "dpkg-query", "-W", format]);
+    let mut listed: Vec<&str> = listed.lines().collect();
+    listed.sort_unstable();
+    let bill = json(&world.ok(&["sbom", &id, "--format", "cyclonedx"]));
+    let mut packages: Vec<String> = bill["components"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|component| component["type"] == "library")
+        .map(|package| {
+            let field = |name: &str| package[name].as_str().unwrap().to_owned();
+            format!("{} {}", field("name"), field("version"))
+        })
+        .collect();
+    packages.sort_unstable();
+    assert_eq!(packages, listed);
+    assert!(packages.len() > 50, "a Debian has more");
+}
