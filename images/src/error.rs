@@ -30,6 +30,14 @@ pub enum Error {
         /// Why not.
         source: Arc<crate::registry::Error>,
     },
+    /// The Docker daemon could not give an image.
+    #[error("cannot use the Docker daemon at {}: {reason}", socket.display())]
+    Daemon {
+        /// Its socket.
+        socket: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// A file or directory is not there or is of the wrong kind.
     #[error("{} is not {wanted}: {reason}", path.display())]
     NotUsable {
@@ -211,6 +219,7 @@ impl Error {
             | Self::BadEnvironment { .. }
             | Self::Compression { .. } => ErrorKind::Usage,
             Self::MissingBlob { .. }
+            | Self::Daemon { .. }
             | Self::Digest { .. }
             | Self::Unpack { .. }
             | Self::Io { .. }
@@ -227,6 +236,7 @@ impl Error {
         let hint = match self {
             Self::BadReference { .. } => "bases are [HOST/]REPOSITORY[:TAG] in a registry, oci:PATH[:TAG], docker-archive:FILE[:TAG], docker-daemon:NAME, tar:FILE, dir:PATH, debootstrap:SUITE and scratch".into(),
             Self::Registry { source, .. } => return source.hint(),
+            Self::Daemon { .. } => "is the daemon running, and may you use its socket? DOCKER_HOST=unix://PATH names another".into(),
             Self::BadPlatform(_) => "platforms are named OS/ARCHITECTURE[/VARIANT], as linux/amd64".into(),
             Self::NoSuchTag { tags, .. } if tags.is_empty() => "its images have no tags: leave the tag out".into(),
             Self::NoSuchTag { tags, .. } => format!("its tags are {}", tags.join(", ")),

@@ -3,10 +3,11 @@
 
 use crate::Error;
 use crate::debootstrap::debootstrap;
+use crate::docker;
 use crate::layout::Layer;
 use crate::lock::ImportLock;
 use crate::registry::Download;
-use crate::resolve::{ChainLayer, Remote, Resolved, Source, open_archive};
+use crate::resolve::{ChainLayer, Remote, Resolved, Source, chain, open_archive};
 use crate::stream::{Blob, Bytes, unpack_blob};
 use crate::unpack::{Whiteouts, unpack};
 use obuild_stores::{Draft, SnapshotId, Store};
@@ -78,6 +79,25 @@ pub fn import(
         Source::Scratch => maker.scratch(resolved.id)?,
         Source::Layers { layers, .. } if layers.is_empty() => maker.scratch(resolved.id)?,
         Source::Layers { layers, remote } => maker.layers(layers, remote.as_ref(), progress)?,
+        Source::Daemon(image) => {
+            let mut report = |bytes| {
+                progress(Progress::Fetch {
+                    bytes,
+                    total: image.size.max(bytes),
+                });
+            };
+            let layers = chain(docker::fetch(image, &mut report, cancelled)?.layers);
+            match layers.last() {
+                None => maker.scratch(resolved.id)?,
+                Some(top) if top.id == resolved.id => maker.layers(&layers, None, progress)?,
+                Some(_) => {
+                    return Err(Error::BadImage {
+                        layout: resolved.reference.to_string().into(),
+                        reason: "the daemon has sent other layers than it had told of".to_owned(),
+                    });
+                }
+            }
+        }
         Source::Tar { path, digest } => maker.make(resolved.id, None, |draft| {
             let file = open_archive(path)?;
             let total = file

@@ -11,6 +11,7 @@ mod config;
 mod debootstrap;
 mod digest;
 mod directory;
+mod docker;
 mod error;
 mod import;
 mod layout;

@@ -17,6 +17,15 @@ pub enum Reference {
         /// The image's tag; may be left out where there is only one image.
         tag: Option<String>,
     },
+    /// `docker-archive:FILE[:NAME[:TAG]|:@INDEX]`: an image in an archive of `docker save`. The path ends at the first colon.
+    DockerArchive {
+        /// The archive.
+        path: PathBuf,
+        /// The image's name, its tag, or `@` and its number from 0; may be left out where there is only one image.
+        image: Option<String>,
+    },
+    /// `docker-daemon:NAME`: an image of the Docker daemon.
+    DockerDaemon(String),
     /// `tar:FILE`: a root file system in an archive, plain or compressed.
     Tar(PathBuf),
     /// `dir:PATH`: a directory that is a root file system.
@@ -30,14 +39,7 @@ pub enum Reference {
 }
 
 /// Transports of containers-transports(5) that are no registries and that we do not read.
-const FOREIGN: [&str; 6] = [
-    "docker-archive:",
-    "oci-archive:",
-    "docker-daemon:",
-    "containers-storage:",
-    "ostree:",
-    "sif:",
-];
+const FOREIGN: [&str; 4] = ["oci-archive:", "containers-storage:", "ostree:", "sif:"];
 
 impl FromStr for Reference {
     type Err = Error;
@@ -56,18 +58,35 @@ impl FromStr for Reference {
                 Ok(PathBuf::from(path))
             }
         };
+        let split = |rest: &'_ str| match rest.split_once(':') {
+            Some((_, "")) => Err(bad("the tag after the colon is missing")),
+            Some((path, tag)) => Ok((path.to_owned(), Some(tag.to_owned()))),
+            None => Ok((rest.to_owned(), None)),
+        };
         if text == "scratch" {
             Ok(Self::Scratch)
         } else if let Some(rest) = text.strip_prefix("oci:") {
-            let (directory, tag) = match rest.split_once(':') {
-                Some((_, "")) => return Err(bad("the tag after the colon is missing")),
-                Some((directory, tag)) => (directory, Some(tag.to_owned())),
-                None => (rest, None),
-            };
+            let (file, tag) = split(rest)?;
             Ok(Self::Oci {
-                path: path(directory)?,
+                path: path(&file)?,
                 tag,
             })
+        } else if let Some(rest) = text.strip_prefix("docker-archive:") {
+            let (file, image) = split(rest)?;
+            Ok(Self::DockerArchive {
+                path: path(&file)?,
+                image,
+            })
+        } else if let Some(name) = text.strip_prefix("docker-daemon:") {
+            // The name becomes a part of a request's path.
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/:._@-".contains(&byte);
+            if !name.is_empty() && name.bytes().all(allowed) && !name.contains("..") {
+                Ok(Self::DockerDaemon(name.to_owned()))
+            } else {
+                Err(bad(
+                    "an image of the daemon is named like busybox:1 or by its id",
+                ))
+            }
         } else if let Some(rest) = text.strip_prefix("tar:") {
             path(rest).map(Self::Tar)
         } else if let Some(rest) = text.strip_prefix("dir:") {
@@ -105,6 +124,14 @@ impl fmt::Display for Reference {
                 path,
                 tag: Some(tag),
             } => write!(formatter, "oci:{}:{tag}", path.display()),
+            Self::DockerArchive { path, image: None } => {
+                write!(formatter, "docker-archive:{}", path.display())
+            }
+            Self::DockerArchive {
+                path,
+                image: Some(image),
+            } => write!(formatter, "docker-archive:{}:{image}", path.display()),
+            Self::DockerDaemon(name) => write!(formatter, "docker-daemon:{name}"),
             Self::Tar(path) => write!(formatter, "tar:{}", path.display()),
             Self::Directory(path) => write!(formatter, "dir:{}", path.display()),
             Self::Debootstrap(suite) => write!(formatter, "debootstrap:{suite}"),
@@ -142,6 +169,24 @@ mod tests {
                     tag: Some("x.org/n:v1".into()),
                 },
             ),
+            (
+                "docker-archive:a.tar:x:1",
+                Reference::DockerArchive {
+                    path: "a.tar".into(),
+                    image: Some("x:1".into()),
+                },
+            ),
+            (
+                "docker-archive:a.tar",
+                Reference::DockerArchive {
+                    path: "a.tar".into(),
+                    image: None,
+                },
+            ),
+            (
+                "docker-daemon:a/b:1",
+                Reference::DockerDaemon("a/b:1".into()),
+            ),
             ("tar:a:b.tar", Reference::Tar("a:b.tar".into())),
             ("dir:.", Reference::Directory(".".into())),
             (
@@ -166,6 +211,11 @@ mod tests {
             "oci:",
             "oci::x",
             "oci:a:",
+            "docker-archive:",
+            "docker-archive:a:",
+            "docker-daemon:",
+            "docker-daemon:../x",
+            "docker-daemon:a?b",
             "tar:",
             "dir:",
             "debootstrap:",
@@ -176,13 +226,10 @@ mod tests {
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }
-        let error = "docker-archive:x.tar"
+        let error = "oci-archive:x.tar"
             .parse::<Reference>()
             .expect_err("refused")
             .to_string();
-        assert!(
-            error.contains("skopeo copy docker-archive:x.tar"),
-            "{error}"
-        );
+        assert!(error.contains("skopeo copy oci-archive:x.tar"), "{error}");
     }
 }

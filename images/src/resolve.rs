@@ -4,6 +4,7 @@
 use crate::architecture::host_architecture;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
+use crate::docker::{self, DaemonImage};
 use crate::layout::{Image, Layer, read_image};
 use crate::platform::Platform;
 use crate::registry::{Client, ImageName};
@@ -97,6 +98,7 @@ pub(crate) enum Source {
         /// Where layers come from that are not here.
         remote: Option<Remote>,
     },
+    Daemon(DaemonImage),
     Tar {
         path: PathBuf,
         digest: Digest,
@@ -180,6 +182,40 @@ pub fn resolve(reference: &Reference, options: &ResolveOptions<'_>) -> Result<Re
                 tag: tag.clone(),
             };
             Ok(Resolved::of_image(image, reference, None, None))
+        }
+        Reference::DockerArchive { path, image } => {
+            let path = absolute(path);
+            let file = open_archive(&path)?;
+            let client = options.tools.registry.as_ref();
+            let file = docker::expand(file, &path, client, options.cancelled)?;
+            let found = docker::read_archive(file, &path, image.as_deref())?;
+            let reference = Reference::DockerArchive {
+                path,
+                image: image.clone(),
+            };
+            Ok(Resolved::of_image(found, reference, None, None))
+        }
+        Reference::DockerDaemon(name) => {
+            let tools = &options.tools;
+            let without = || Error::Daemon {
+                socket: tools.docker_socket.clone(),
+                reason: "this host has no client for it".to_owned(),
+            };
+            let client = tools.registry.as_ref().ok_or_else(without)?;
+            let socket = &tools.docker_socket;
+            let (image, diff_ids, config) =
+                docker::inspect(client, socket, name, options.cancelled)?;
+            let id = chain_id(&diff_ids).map_err(|reason| Error::BadImage {
+                layout: reference.to_string().into(),
+                reason,
+            })?;
+            Ok(Resolved {
+                id,
+                config,
+                reference: reference.clone(),
+                manifest: None,
+                source: Source::Daemon(image),
+            })
         }
         Reference::Tar(path) => {
             let path = absolute(path);
@@ -278,14 +314,28 @@ pub(crate) fn open_archive(path: &Path) -> Result<File, Error> {
     Ok(file.into_parts().0)
 }
 
+/// Returns the snapshot of a chain of layers.
+fn chain_id(diff_ids: &[String]) -> Result<SnapshotId, String> {
+    let mut below = None;
+    for diff_id in diff_ids {
+        below = Some(link(below, Digest::parse(diff_id)?));
+    }
+    Ok(below.map_or_else(scratch, |chain| identity(b"layers", &[chain.as_bytes()])))
+}
+
+/// Adds a layer to a chain.
+fn link(below: Option<Digest>, diff_id: Digest) -> Digest {
+    match below {
+        None => diff_id,
+        Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
+    }
+}
+
 /// Names each layer by the chain that ends with it (OCI image-spec v1.1 config.md, "Layer `ChainID`").
-fn chain(layers: Vec<Layer>) -> Vec<ChainLayer> {
+pub(crate) fn chain(layers: Vec<Layer>) -> Vec<ChainLayer> {
     let mut below: Option<Digest> = None;
     let name = |layer: Layer| {
-        let chain = match below {
-            None => layer.diff_id,
-            Some(below) => Digest::of(format!("{below} {}", layer.diff_id).as_bytes()),
-        };
+        let chain = link(below, layer.diff_id);
         below = Some(chain);
         ChainLayer {
             id: identity(b"layers", &[chain.as_bytes()]),

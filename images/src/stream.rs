@@ -254,6 +254,25 @@ impl Method {
     }
 }
 
+/// Returns what decompresses a file, if it is compressed.
+pub(crate) fn decoder(file: File) -> io::Result<Option<Box<dyn Read>>> {
+    let mut magic = [0; MAGIC];
+    read_full(
+        &mut At {
+            file: &file,
+            offset: 0,
+        },
+        &mut magic,
+    )?;
+    let method = Method::of(&magic);
+    if method == Method::Plain {
+        return Ok(None);
+    }
+    method
+        .decoder(BufReader::with_capacity(CHUNK, file))
+        .map(Some)
+}
+
 /// The file, read from its start without moving its offset.
 struct At<'a> {
     file: &'a File,

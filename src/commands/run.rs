@@ -286,6 +286,12 @@ pub(crate) fn tools(config: &Config, store: &dyn Store) -> Tools {
     if let Some(path) = std::env::var_os("PATH") {
         tools.path = path;
     }
+    // Docker's own programs take other transports too, which are not for us.
+    if let Ok(host) = std::env::var("DOCKER_HOST")
+        && let Some(path) = host.strip_prefix("unix://")
+    {
+        tools.docker_socket = path.into();
+    }
     tools
 }
 

@@ -167,7 +167,7 @@ pub(super) fn cut(method: &Method, url: &Url, times: u32, reason: &str) -> Error
 }
 
 /// Returns the innermost reason of a failure: the outer ones only say that a request failed.
-pub(super) fn reason(error: &reqwest::Error) -> String {
+pub(crate) fn reason(error: &reqwest::Error) -> String {
     let mut text = String::new();
     let mut next: Option<&dyn std::error::Error> = Some(error);
     if error.is_timeout() {

@@ -21,8 +21,7 @@ pub(super) fn connect(
         host: authority.clone(),
         reason,
     };
-    // Fails when it is installed already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    choose_cryptography();
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("obuild/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
@@ -56,6 +55,12 @@ pub(super) fn connect(
         }
     }
     builder.build().map_err(|error| wrong(reason(&error)))
+}
+
+/// Says which cryptography TLS uses; clients without TLS want to know it too.
+pub(crate) fn choose_cryptography() {
+    // Fails when it is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 fn proxies(options: &ClientOptions, authority: &str) -> Result<Vec<reqwest::Proxy>, Error> {

@@ -25,6 +25,8 @@ pub use push::{
     BlobData, BlobSource, PushBlob, PushImage, PushManifest, PushProgress, PushReport, push,
 };
 
+pub(crate) use answer::reason as innermost;
+pub(crate) use connect::choose_cryptography;
 pub(crate) use download::Download;
 
 use blobs::Blobs;
@@ -32,6 +34,7 @@ use http::Transport;
 use known::Known;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -128,6 +131,25 @@ impl Client {
             second.shutdown_background();
         }
         self.runtime()
+    }
+
+    /// Returns a new file without a name, among the blobs.
+    pub(crate) fn scratch(&self) -> Result<File, crate::Error> {
+        let directory = self.blobs.root();
+        fs_err::create_dir_all(directory)
+            .map_err(|error| crate::Error::io("create", directory, error))?;
+        tempfile::tempfile_in(directory)
+            .map_err(|error| crate::Error::io("create a file in", directory, error))
+    }
+
+    /// Waits for the future as [`Client::wait`] does, whatever its errors are.
+    pub(crate) fn wait_for<T>(
+        &self,
+        cancelled: &dyn Fn() -> bool,
+        future: impl Future<Output = Result<T, crate::Error>>,
+    ) -> Result<T, crate::Error> {
+        self.wait(cancelled, async { Ok(future.await) })
+            .unwrap_or_else(|error| Err(crate::Error::registry(&"docker-daemon", error)))
     }
 
     /// Waits for the future on the caller's thread, until the caller cancels.
