@@ -11,6 +11,7 @@ use obuild_images::attest::{
     AttestError, BuildDefinition, Builder, Envelope, Metadata, Provenance, PublicKey,
     ResourceDescriptor, RunDetails, SigningKey, Statement, sha256,
 };
+use obuild_images::registry::AttachError;
 use obuild_images::{Digest, Resolved};
 use obuild_specs::Plan;
 use serde_json::{Map, Value, json};
@@ -180,4 +181,18 @@ pub(crate) async fn tree_subject(
             .collect(),
         ..ResourceDescriptor::default()
     })
+}
+
+/// Turns what went wrong with an image's signatures into an error with the right exit status.
+pub(crate) fn registry_failure(error: AttachError) -> anyhow::Error {
+    match error {
+        AttachError::Registry(error) => error.into(),
+        AttachError::Attest(error) => refused("the image", &error).into(),
+        none @ AttachError::None { .. } => Failure {
+            kind: Kind::Build,
+            message: none.to_string(),
+            hint: None,
+        }
+        .into(),
+    }
 }

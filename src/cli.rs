@@ -106,7 +106,9 @@ pub(crate) enum Command {
     Sbom(Sbom),
     /// Make keys that sign
     Key(Key),
-    /// Verify a signed statement, and print it
+    /// Sign an image in a registry, as cosign does
+    Sign(Sign),
+    /// Verify an image's signature, or a signed statement, and print what was signed
     VerifySignature(VerifySignature),
     /// Remove steps from the store
     Delete(Delete),
@@ -467,13 +469,29 @@ pub(crate) struct KeyGenerate {
     pub(crate) output: PathBuf,
 }
 
+/// `obuild sign`.
+#[derive(Debug, Args)]
+pub(crate) struct Sign {
+    /// The image: REGISTRY/NAME:TAG, or with @DIGEST
+    pub(crate) image: String,
+    /// The private key
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) key: PathBuf,
+    /// Also attach these statements, signed: files as run --provenance writes them, about this image
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) attest: Vec<PathBuf>,
+}
+
 /// `obuild verify-signature`.
 #[derive(Debug, Args)]
 #[command(after_help = "Exit status: 0 the signature is by the key, 1 it is not.")]
 pub(crate) struct VerifySignature {
-    /// A signed statement, in an envelope as run --provenance --sign-key writes it
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub(crate) file: PathBuf,
+    /// An image in a registry: REGISTRY/NAME:TAG, or with @DIGEST
+    #[arg(required_unless_present = "file")]
+    pub(crate) image: Option<String>,
+    /// Instead of an image a signed statement, in an envelope as run --provenance --sign-key writes it
+    #[arg(long, value_name = "FILE", conflicts_with = "image", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
     /// The public key
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) key: PathBuf,

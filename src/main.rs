@@ -57,7 +57,6 @@ fn become_root(command: &Command) -> anyhow::Result<()> {
         | Command::Dockerfile(_)
         | Command::Graph(_)
         | Command::Key(_)
-        | Command::VerifySignature(_)
         | Command::Completions(_)
         | Command::Man(_) => Ok(()),
         _ => Ok(obuild_rootless::enter()?),
@@ -81,7 +80,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Export(options) => commands::export::run(global, options),
         Command::Sbom(options) => commands::sbom::run(global, options),
         Command::Key(options) => commands::key::run(&options.command),
-        Command::VerifySignature(options) => commands::verify_signature::run(options),
+        Command::Sign(options) => commands::sign::run(global, options),
+        Command::VerifySignature(options) => commands::verify_signature::run(global, options),
         Command::Delete(options) => commands::delete::run(global, options),
         Command::Prune(options) => commands::prune::run(global, options),
         Command::Df(options) => commands::df::run(global, options),

@@ -20,6 +20,7 @@ pub(crate) mod pull;
 pub(crate) mod run;
 pub(crate) mod sbom;
 pub(crate) mod shell;
+pub(crate) mod sign;
 pub(crate) mod store;
 pub(crate) mod unshare;
 pub(crate) mod verify_signature;

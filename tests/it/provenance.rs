@@ -180,15 +180,33 @@ fn signed_provenance_verifies_with_its_key_alone() {
     let ran = world.run(&[&arguments[..], &["obuild.pub"]].concat());
     assert_eq!(ran.status, 2, "that is no private key: {ran:#?}");
     world.ok(&[&arguments[..], &["obuild.key"]].concat());
-    let statement = json(&world.ok(&["verify-signature", "signed.json", "--key", "obuild.pub"]));
+    let statement = json(&world.ok(&[
+        "verify-signature",
+        "--file",
+        "signed.json",
+        "--key",
+        "obuild.pub",
+    ]));
     let builder = &statement["predicate"]["runDetails"]["builder"];
     assert_eq!(builder["id"], "https://ci.example.org/pool");
-    let ran = world.run(&["verify-signature", "signed.json", "--key", "other.pub"]);
+    let ran = world.run(&[
+        "verify-signature",
+        "--file",
+        "signed.json",
+        "--key",
+        "other.pub",
+    ]);
     assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:#?}");
     let mut envelope = read(&world, "signed.json");
     envelope["payloadType"] = "text/plain".into();
     world.write("changed.json", envelope.to_string());
-    let ran = world.run(&["verify-signature", "changed.json", "--key", "obuild.pub"]);
+    let ran = world.run(&[
+        "verify-signature",
+        "--file",
+        "changed.json",
+        "--key",
+        "obuild.pub",
+    ]);
     assert_eq!(ran.status, 1, "{ran:#?}");
 
     // Another program takes the keys, and signs so that we take it.
@@ -228,7 +246,13 @@ fn signed_provenance_verifies_with_its_key_alone() {
         .success()
     );
     world.ok(&[&arguments[..], &["openssl.key"]].concat());
-    world.ok(&["verify-signature", "signed.json", "--key", "openssl.pub"]);
+    world.ok(&[
+        "verify-signature",
+        "--file",
+        "signed.json",
+        "--key",
+        "openssl.pub",
+    ]);
 }
 
 #[test]

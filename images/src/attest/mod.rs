@@ -59,7 +59,7 @@ impl AttestError {
         }
     }
 
-    fn document(wanted: &'static str, reason: impl std::fmt::Display) -> Self {
+    pub(crate) fn document(wanted: &'static str, reason: impl std::fmt::Display) -> Self {
         Self::BadDocument {
             wanted,
             reason: reason.to_string(),
