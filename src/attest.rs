@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What several commands need to make and sign statements: keys from files, and the provenance of a build.
 
-use crate::cli::Run;
+use crate::cli::{ImageOptions, Run};
+use crate::commands::sbom::bill;
 use crate::config::Config;
 use crate::failure::Failure;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 use obuild_engine::{BuildResult, Engine, Kind, Settings};
 use obuild_images::attest::{
-    AttestError, BuildDefinition, Builder, Envelope, Metadata, Provenance, PublicKey,
-    ResourceDescriptor, RunDetails, SigningKey, Statement, sha256,
+    AttestError, BuildDefinition, Builder, Envelope, Metadata, PROVENANCE, Provenance, PublicKey,
+    ResourceDescriptor, RunDetails, SPDX, SigningKey, Statement, sha256,
 };
-use obuild_images::registry::AttachError;
+use obuild_images::registry::{AttachError, Client, Signed, attach, sign};
+use obuild_images::sbom::Subject;
 use obuild_images::{Digest, Resolved};
 use obuild_specs::Plan;
+use obuild_stores::SnapshotId;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// What the parameters of our provenance mean: docs/src/provenance.md, "Provenance of builds".
 const BUILD_TYPE: &str = "urn:obuild:build:1";
@@ -67,6 +71,108 @@ pub(crate) fn document(statement: &Statement, key: Option<&SigningKey>) -> Resul
         Some(key) => serde_json::to_value(Envelope::sign(statement, key)?)?,
         None => serde_json::to_value(statement)?,
     })
+}
+
+/// What is attached to an image when it is pushed.
+pub(crate) struct Attachments {
+    pub(crate) key: Option<SigningKey>,
+    /// Whether provenance is.
+    pub(crate) provenance: bool,
+    sbom: bool,
+}
+
+impl Attachments {
+    /// Sorts out the options, before anything is built. `builds` says that something is built, `file` that its provenance goes to a file too.
+    pub(crate) fn parse(
+        options: &ImageOptions,
+        pushes: bool,
+        builds: bool,
+        file: bool,
+    ) -> Result<Self> {
+        let (mut provenance, mut sbom) = (false, false);
+        for text in &options.attest {
+            match text.as_str() {
+                "type=provenance" => provenance = true,
+                "type=sbom" => sbom = true,
+                _ => {
+                    return Err(Failure::usage(format!("{text:?} cannot be attached"))
+                        .hint("give type=provenance or type=sbom")
+                        .into());
+                }
+            }
+        }
+        let path = options.sign_key.as_deref();
+        if provenance && !builds {
+            return Err(
+                Failure::usage("how an old result was built is not known any more")
+                    .hint("attach it when it is built: obuild run --push --attest type=provenance")
+                    .into(),
+            );
+        }
+        if !pushes && (path.is_some() && !file || !options.attest.is_empty()) {
+            return Err(
+                Failure::usage("there is nothing to sign: no image is pushed")
+                    .hint("add --push and a name with -t")
+                    .into(),
+            );
+        }
+        Ok(Self {
+            key: path.map(read_signing_key).transpose()?,
+            provenance,
+            sbom,
+        })
+    }
+
+    /// Signs the images that were pushed, and attaches what is wanted.
+    pub(crate) async fn attach(
+        self,
+        engine: &Arc<Engine>,
+        client: Option<Arc<Client>>,
+        id: SnapshotId,
+        pushed: Vec<Signed>,
+        provenance: Option<Value>,
+        cancel: &CancellationToken,
+    ) -> Result<()> {
+        let (Some(key), Some(client), Some(first)) = (self.key, client, pushed.first()) else {
+            return Ok(());
+        };
+        let mut predicates = Vec::new();
+        if self.provenance {
+            predicates.extend(provenance.map(|provenance| (PROVENANCE, provenance)));
+        }
+        if self.sbom {
+            let subject = Subject {
+                name: format!("{}/{}", first.name.host(), first.name.repository()),
+                digest: Some(first.digest.digits()),
+            };
+            predicates.push((SPDX, bill(engine, id, subject).await?.to_spdx()));
+        }
+        let token = cancel.clone();
+        tokio::task::spawn_blocking(move || {
+            let cancelled = || token.is_cancelled();
+            for image in &pushed {
+                for (kind, predicate) in &predicates {
+                    let subject = vec![image_subject(image)];
+                    let statement = Statement::new(subject, kind, predicate.clone());
+                    attach(&client, image, &statement, &key, &cancelled)
+                        .map_err(registry_failure)?;
+                }
+                sign(&client, image, &key, &cancelled).map_err(registry_failure)?;
+            }
+            Ok(())
+        })
+        .await
+        .context("signing ended early")?
+    }
+}
+
+/// Returns an image in a registry as a statement's subject.
+pub(crate) fn image_subject(image: &Signed) -> ResourceDescriptor {
+    ResourceDescriptor {
+        name: Some(format!("{}/{}", image.name.host(), image.name.repository())),
+        digest: sha256(image.digest.digits()),
+        ..ResourceDescriptor::default()
+    }
 }
 
 /// What is known of a build before it begins.

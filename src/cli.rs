@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line's definition: help, completions and manual pages come from here.
 
+use crate::outputs::parse_compression;
 use crate::values::{parse_cpus, parse_duration, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use obuild_images::Compression;
 use obuild_images::Platform;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -100,7 +102,7 @@ pub(crate) enum Command {
     Inspect(Id),
     /// Run a command, or a shell, in a step's result; changes are thrown away
     Shell(Shell),
-    /// Copy a step's tree out of the store
+    /// Write a step's result as an image, or its tree
     Export(Export),
     /// Tell which packages a result holds: a software bill of materials
     Sbom(Sbom),
@@ -110,6 +112,16 @@ pub(crate) enum Command {
     Sign(Sign),
     /// Verify an image's signature, or a signed statement, and print what was signed
     VerifySignature(VerifySignature),
+    /// Push a step's result to a registry
+    Push(Push),
+    /// Show what differs between two results
+    Diff(Diff),
+    /// Build a spec twice from its bases, in different circumstances, and show what differs
+    #[command(
+        after_help = "Exit status: 0 both builds gave the same, 1 they differ (or failed).\n\n\
+The second build comes later, on one processor, and runs one step at a time. Modification times count only after SOURCE_DATE_EPOCH was set, as in images."
+    )]
+    Verify(Verify),
     /// Remove steps from the store
     Delete(Delete),
     /// Remove the steps that were not used for longest
@@ -231,12 +243,11 @@ pub(crate) struct Run {
     /// Write into this file how the result was built: SLSA provenance; records digests too
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) provenance: Option<PathBuf>,
-    /// Sign the provenance with this private key
-    #[arg(long, value_name = "FILE", requires = "provenance", value_hint = ValueHint::FilePath)]
-    pub(crate) sign_key: Option<PathBuf>,
     /// Keep the tree of a step that fails, for obuild shell
     #[arg(long)]
     pub(crate) keep_failed: bool,
+    #[command(flatten)]
+    pub(crate) outputs: OutputOptions,
     /// How to tell what happens [default: auto]
     #[arg(long, value_name = "KIND", env = "OBUILD_PROGRESS")]
     pub(crate) progress: Option<ProgressKind>,
@@ -281,6 +292,62 @@ pub(crate) struct Pull {
 fn parse_platform(text: &str) -> Result<Platform, String> {
     text.parse()
         .map_err(|error: obuild_images::Error| error.to_string())
+}
+
+/// Where a result goes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Outputs")]
+pub(crate) struct OutputOptions {
+    /// Write the result: type=oci, docker, tar, local or image, with dest=PATH (- for standard output); a bare path is a directory
+    #[arg(short, long, value_name = "OUTPUT")]
+    pub(crate) output: Vec<String>,
+    /// Name the image
+    #[arg(short, long, value_name = "NAME[:TAG]")]
+    pub(crate) tag: Vec<String>,
+    /// Push the image to the registries of its names
+    #[arg(long)]
+    pub(crate) push: bool,
+    #[command(flatten)]
+    pub(crate) image: ImageOptions,
+}
+
+/// How an image is made.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Outputs")]
+pub(crate) struct ImageOptions {
+    /// What becomes a layer of its own: each step, or the build as one
+    #[arg(long, value_name = "WHAT", default_value = "step")]
+    pub(crate) layers: Layers,
+    /// How layers are compressed: gzip, zstd or uncompressed, with a level after a colon (zstd:9) [default: gzip:6]
+    #[arg(long, value_name = "METHOD", value_parser = parse_compression)]
+    pub(crate) compression: Option<Compression>,
+    /// Change the image's configuration by a Dockerfile's instruction, for example 'USER 1000' or 'ENTRYPOINT /bin/app'; may be repeated
+    #[arg(long, value_name = "INSTRUCTION")]
+    pub(crate) change: Vec<String>,
+    /// Add an annotation to the image's manifest
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) annotation: Vec<String>,
+    /// Write the image's digests to a file, as JSON
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) metadata_file: Option<PathBuf>,
+    /// Write the image's id to a file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) iidfile: Option<PathBuf>,
+    /// Attach a signed statement to the pushed image: type=provenance or type=sbom
+    #[arg(long, value_name = "ATTEST", requires = "sign_key")]
+    pub(crate) attest: Vec<String>,
+    /// Sign the pushed image, what is attached to it and the provenance with this private key
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) sign_key: Option<PathBuf>,
+}
+
+/// What becomes a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Layers {
+    /// What each step changed
+    Step,
+    /// What the whole build changed
+    Build,
 }
 
 /// `obuild check`.
@@ -415,9 +482,53 @@ pub(crate) struct Shell {
 pub(crate) struct Export {
     /// A step's id, or its beginning
     pub(crate) id: String,
-    /// Where to: dir:PATH (new or empty), tar:FILE, or tar:- for standard output
+    /// Where the tree goes to: dir:PATH (new or empty), tar:FILE, or tar:- for standard output
     #[arg(long, value_name = "WHERE")]
-    pub(crate) to: String,
+    pub(crate) to: Option<String>,
+    #[command(flatten)]
+    pub(crate) outputs: OutputOptions,
+}
+
+/// `obuild push`.
+#[derive(Debug, Args)]
+pub(crate) struct Push {
+    /// A step's id, or its beginning
+    pub(crate) id: String,
+    /// What to push it as
+    #[arg(value_name = "NAME[:TAG]", required = true)]
+    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) image: ImageOptions,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `obuild verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    pub(crate) build: Run,
+}
+
+/// `obuild diff`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 the trees are the same, 1 they differ, 3 they could not be compared."
+)]
+pub(crate) struct Diff {
+    /// A step's id, or its beginning
+    #[arg(value_name = "ID1")]
+    pub(crate) one: String,
+    /// Another step's
+    #[arg(value_name = "ID2")]
+    pub(crate) other: String,
+    /// Take no notice of modification times
+    #[arg(long)]
+    pub(crate) ignore_times: bool,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
 }
 
 /// `obuild sbom`.
@@ -477,7 +588,7 @@ pub(crate) struct Sign {
     /// The private key
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) key: PathBuf,
-    /// Also attach these statements, signed: files as run --provenance writes them, about this image
+    /// Also attach what this file says, signed, as said of the image: unsigned provenance, or a bill of materials; may be repeated
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) attest: Vec<PathBuf>,
 }

@@ -5,7 +5,9 @@ mod attest;
 mod cli;
 mod commands;
 mod config;
+mod differences;
 mod failure;
+mod outputs;
 mod progress;
 mod values;
 
@@ -82,6 +84,9 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Key(options) => commands::key::run(&options.command),
         Command::Sign(options) => commands::sign::run(global, options),
         Command::VerifySignature(options) => commands::verify_signature::run(global, options),
+        Command::Push(options) => commands::push::run(global, options),
+        Command::Diff(options) => commands::diff::run(global, options),
+        Command::Verify(options) => commands::verify::run(global, options),
         Command::Delete(options) => commands::delete::run(global, options),
         Command::Prune(options) => commands::prune::run(global, options),
         Command::Df(options) => commands::df::run(global, options),

@@ -277,6 +277,28 @@ impl Database {
         get().map_err(|e| self.fail(e))
     }
 
+    /// Returns what these snapshots were in the spec, as far as that is recorded.
+    pub(crate) async fn headings(
+        &self,
+        ids: &[SnapshotId],
+    ) -> Result<HashMap<SnapshotId, String>, Error> {
+        let rows = sqlx::query(
+            "SELECT id, heading FROM steps WHERE id IN (SELECT value FROM json_each(?))",
+        )
+        .bind(id_list(ids))
+        .fetch_all(&mut *self.connection.lock().await)
+        .await
+        .map_err(|e| self.fail(e))?;
+        let mut headings = HashMap::new();
+        for row in rows {
+            let id: String = row.try_get(0).map_err(|e| self.fail(e))?;
+            if let Ok(id) = id.parse() {
+                headings.insert(id, row.try_get(1).map_err(|e| self.fail(e))?);
+            }
+        }
+        Ok(headings)
+    }
+
     /// Remembers the sizes of snapshots.
     pub(crate) async fn set_sizes(&self, sizes: &[(SnapshotId, u64)]) -> Result<(), Error> {
         let mut connection = self.connection.lock().await;

@@ -75,6 +75,9 @@ pub enum Error {
         #[source]
         source: Box<obuild_images::Error>,
     },
+    /// An image could not be made.
+    #[error("cannot make an image")]
+    Image(#[source] obuild_images::Error),
     /// The store failed.
     #[error("the store failed")]
     Store(#[source] obuild_stores::Error),
@@ -178,6 +181,11 @@ impl Error {
                     Kind::Build
                 }
                 _ => Kind::Host,
+            },
+            Self::Image(source) => match source.kind() {
+                obuild_images::ErrorKind::Usage => Kind::Usage,
+                obuild_images::ErrorKind::Host => Kind::Host,
+                obuild_images::ErrorKind::Cancelled => Kind::Interrupted,
             },
             Self::Base { source, .. } => match source.kind() {
                 obuild_images::ErrorKind::Usage => Kind::Usage,

@@ -86,6 +86,7 @@ impl Job {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
+        obuild_images::forget_layers_of(engine.store(), self.id).map_err(Error::Image)?;
         match &self.work {
             Work::Base(resolved) => Self::import(resolved, engine, log, cancel, progress),
             Work::Run { parent, run } => self.run(engine, *parent, run, log, cancel),

@@ -181,6 +181,7 @@ impl Engine {
                 store.remove(*id).map_err(Error::Store)?;
                 engine.remove_log(*id);
             }
+            engine.sweep_images()?;
             Ok(doomed)
         })
         .await?;
@@ -271,6 +272,7 @@ impl Engine {
             }
             if !options.dry_run {
                 store.sweep().map_err(Error::Store)?;
+                engine.sweep_images()?;
                 engine.remove_stale_logs(oldest)?;
                 StepLock::sweep(&engine.state().join("locks"))?;
             }

@@ -130,6 +130,7 @@ impl World {
             target: nodes.len() - 1,
             nodes,
             names: Vec::new(),
+            surroundings: HashMap::new(),
         }
     }
 

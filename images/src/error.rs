@@ -180,6 +180,23 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A layer could not be made.
+    #[error("cannot make a layer of {id}")]
+    Layer {
+        /// The snapshot.
+        id: String,
+        /// Why not.
+        #[source]
+        source: Box<crate::LayerError>,
+    },
+    /// A snapshot was to be told apart from one that it does not stand on.
+    #[error("{id} was not made from {earlier}")]
+    NotMadeFrom {
+        /// The snapshot.
+        id: String,
+        /// The other one.
+        earlier: String,
+    },
     /// The store could not take the tree.
     #[error(transparent)]
     Store(#[from] obuild_stores::Error),
@@ -217,6 +234,7 @@ impl Error {
             | Self::Json { .. }
             | Self::BadImage { .. }
             | Self::BadEnvironment { .. }
+            | Self::NotMadeFrom { .. }
             | Self::Compression { .. } => ErrorKind::Usage,
             Self::MissingBlob { .. }
             | Self::Daemon { .. }
@@ -226,6 +244,7 @@ impl Error {
             | Self::MissingProgram { .. }
             | Self::Debootstrap { .. }
             | Self::Tree { .. }
+            | Self::Layer { .. }
             | Self::Store(_) => ErrorKind::Host,
             Self::Cancelled => ErrorKind::Cancelled,
         }

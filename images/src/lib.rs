@@ -13,7 +13,9 @@ mod digest;
 mod directory;
 mod docker;
 mod error;
+mod image;
 mod import;
+mod layer;
 mod layout;
 mod lock;
 mod material;
@@ -33,7 +35,13 @@ pub use architecture::host_architecture;
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::{Error, ErrorKind};
+pub use image::{ArchiveFormat, Image, ImageLayer, ImageRequest, remember_base};
 pub use import::{Progress, import};
+pub use layer::{Aspect, Difference, Member, Piece, differences};
+pub use layer::{
+    Compression, FIXED_TIME, LayerBlob, LayerError, LayerOptions, Times, forget_layers,
+    forget_layers_of, layer,
+};
 pub use platform::Platform;
 pub use reference::Reference;
 pub use resolve::{Pull, ResolveOptions, Resolved, Tools, resolve};

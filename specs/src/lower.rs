@@ -7,7 +7,7 @@
 use crate::diagnostic::{Collector, Diagnostic};
 use crate::plan::{
     BaseInfo, CacheMount, Copy, CopySource, Node, NodeIndex, Operation, Plan, Run, SecretMount,
-    User,
+    Surroundings, User,
 };
 use crate::sexp::quoted;
 use crate::spec::{CopyOp, Mount, Op, RunOp, Spanned, Spec, from_heading, heading};
@@ -51,6 +51,7 @@ pub fn lower(
         options,
         nodes: Vec::new(),
         names: Vec::new(),
+        surroundings: HashMap::new(),
         scope: HashMap::new(),
         path: Vec::new(),
         errors: Collector::new(),
@@ -63,6 +64,7 @@ pub fn lower(
         nodes: lowering.nodes,
         target,
         names: lowering.names,
+        surroundings: lowering.surroundings,
     })
 }
 
@@ -71,6 +73,7 @@ struct Lowering<'a> {
     options: &'a LowerOptions,
     nodes: Vec<Node>,
     names: Vec<(String, NodeIndex)>,
+    surroundings: HashMap<NodeIndex, Surroundings>,
     /// The last nodes of the builds that can be seen; a later one of the same name hides the earlier.
     scope: HashMap<&'a str, Vec<NodeIndex>>,
     /// The names of the builds that are being lowered, outermost first.
@@ -94,6 +97,12 @@ impl<'a> Lowering<'a> {
         for build in &spec.builds {
             self.scope.entry(&build.name).or_default().pop();
         }
+        let surroundings = Surroundings {
+            env: context.env.list(),
+            user: context.user,
+            workdir: context.workdir,
+        };
+        self.surroundings.insert(context.last, surroundings);
         context.last
     }
 

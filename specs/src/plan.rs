@@ -4,6 +4,7 @@
 //! Nothing after a [`Plan`] knows which language it came from.
 
 use bstr::BString;
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -58,6 +59,19 @@ pub struct Plan {
     pub target: NodeIndex,
     /// The last node of every named build, by its path of names (`dev`, `dev/inner`), for `--target`.
     pub names: Vec<(String, NodeIndex)>,
+    /// What each build set for what would come after its last node, by that node.
+    pub surroundings: HashMap<NodeIndex, Surroundings>,
+}
+
+/// What a process sees around it: what an image says that is made of a build's result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The whole environment, in order, without duplicate names.
+    pub env: Vec<(BString, BString)>,
+    /// Who runs it.
+    pub user: User,
+    /// Absolute working directory.
+    pub workdir: BString,
 }
 
 /// One step with what a person sees of it.

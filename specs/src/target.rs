@@ -63,10 +63,16 @@ impl Plan {
             .iter()
             .filter_map(|(name, node)| place.get(node).map(|node| (name.clone(), *node)))
             .collect();
+        let surroundings = self
+            .surroundings
+            .iter()
+            .filter_map(|(node, set)| place.get(node).map(|node| (*node, set.clone())))
+            .collect();
         Self {
             nodes,
             target: place[&target],
             names,
+            surroundings,
         }
     }
 }

@@ -1,72 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `obuild export ID --to WHERE`: copy a step's tree out of the store.
+//! `obuild export ID --output …`: write a step's result as an image, or its tree.
 
+use super::run::{tools, watch_signals};
 use super::{open_engine, runtime};
+use crate::attest::Attachments;
 use crate::cli::{Export, Global};
+use crate::config::Config;
 use crate::failure::Failure;
-use anyhow::{Context, Result};
-use obuild_images::tree;
-use std::io::{IsTerminal, Write};
-use std::os::fd::AsFd;
-use std::path::Path;
+use crate::outputs::Outputs;
+use anyhow::Result;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) fn run(global: &Global, options: &Export) -> Result<()> {
-    let (kind, place) = options
-        .to
-        .split_once(':')
-        .filter(|(kind, place)| matches!(*kind, "dir" | "tar") && !place.is_empty())
-        .ok_or_else(|| {
-            Failure::usage(format!("{:?} is no place to export to", options.to))
-                .hint("give dir:PATH, tar:FILE or tar:-")
-        })?;
+    let outputs = Outputs::parse(&options.outputs, options.to.as_deref(), false)?;
+    if outputs.is_empty() {
+        return Err(Failure::usage("where to?")
+            .hint("obuild export ID --output type=oci,dest=FILE.tar, or --to dir:PATH")
+            .into());
+    }
+    let config = Config::read(global)?;
     let engine = open_engine(global)?;
-    let id = runtime()?.block_on(engine.find(&options.id))?;
-    let snapshot = engine
-        .store()
-        .get(id)?
-        .ok_or_else(|| obuild_engine::Error::NoSuchStep(id.to_string()))?;
-    let root = snapshot.rootfs.open()?;
-    if kind == "dir" {
-        return tree::export_dir(root.as_fd(), Path::new(place), &mut |_| {}, &|| false)
-            .map(drop)
-            .context("cannot export");
-    }
-    if place == "-" {
-        let out = std::io::stdout();
-        if out.is_terminal() {
-            return Err(Failure::usage("an archive would garble the terminal")
-                .hint("redirect it: obuild export ID --to tar:- > FILE")
-                .into());
-        }
-        let mut out = std::io::BufWriter::with_capacity(1 << 16, out.lock());
-        tree::export_tar(root.as_fd(), &mut out, None, &mut |_| {}, &|| false)
-            .context("cannot export")?;
-        return Ok(out.flush()?);
-    }
-    write_file(Path::new(place), |file| {
-        tree::export_tar(root.as_fd(), file, None, &mut |_| {}, &|| false)
-            .map(drop)
-            .context("cannot export")
+    let client = tools(&config, engine.store()).registry;
+    runtime()?.block_on(async {
+        let cancel = CancellationToken::new();
+        watch_signals(&cancel)?;
+        let id = engine.find(&options.id).await?;
+        let attach = Attachments::parse(&options.outputs.image, outputs.pushes(), false, false)?;
+        let pushed = outputs.write(&engine, client.clone(), id, &cancel).await?;
+        attach
+            .attach(&engine, client, id, pushed, None, &cancel)
+            .await
     })
-}
-
-/// Writes beside the file and renames, so that half an archive never has its name.
-pub(crate) fn write_file(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> Result<()>,
-) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let finish = || {
-        let mut file = std::io::BufWriter::with_capacity(1 << 16, fs_err::File::create(&name)?);
-        write(&mut file)?;
-        file.flush()?;
-        fs_err::rename(&name, path)?;
-        Ok(())
-    };
-    let result: Result<()> = finish();
-    if result.is_err() {
-        let _ = fs_err::remove_file(&name);
-    }
-    result
 }

@@ -57,6 +57,7 @@ pub(crate) fn run(global: &Global, options: &Pull) -> Result<()> {
             nodes: vec![base],
             target: 0,
             names: Vec::new(),
+            surroundings: HashMap::new(),
         };
         let settings = Settings {
             context: directory,

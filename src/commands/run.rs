@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `obuild run SPEC [CONTEXT]`: build a spec.
 
-use super::export::write_file;
 use super::{open_sandbox, open_store, parse_spec, print, read_spec, runtime};
-use crate::attest::{Known, document, read_signing_key, tree_subject};
+use crate::attest::{Attachments, Known, document, image_subject, tree_subject};
 use crate::cli::{Global, ProgressKind, PullWhen, Run};
 use crate::config::{Config, proxies};
 use crate::failure::Failure;
+use crate::outputs::{Outputs, write_to};
 use crate::progress;
 use crate::values::{parse_duration, parse_size};
 use anyhow::{Context, Result};
@@ -28,6 +28,25 @@ const EVENTS: usize = 256;
 
 pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
     let config = Config::read(global)?;
+    let kind = progress_kind(options.quiet, options.progress, &config);
+    let outputs = Outputs::parse(&options.outputs, None, kind == ProgressKind::Quiet)?;
+    let takes_stdout = outputs.takes_stdout();
+    let (_, result) = build_spec(global, options, options.jobs, None, outputs)?;
+    if takes_stdout {
+        return Ok(());
+    }
+    print(format!("{}\n", result.snapshot))
+}
+
+/// Builds the spec that the options name, and writes its outputs. `no_cache` wins over what they say of that.
+pub(crate) fn build_spec(
+    global: &Global,
+    options: &Run,
+    jobs: Option<usize>,
+    no_cache: Option<NoCache>,
+    outputs: Outputs,
+) -> Result<(Arc<Engine>, BuildResult)> {
+    let config = Config::read(global)?;
     let colour = progress::colour(global.color);
     let (file, context) = paths(options)?;
     let text = read_spec(&file)?;
@@ -39,20 +58,24 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
         .collect::<Result<HashMap<_, _>>>()?;
     let limits = limits(options, &config)?;
     // A key that cannot be used is found out before the build, not after it.
-    let sign_key = options.sign_key.as_deref().map(read_signing_key);
-    let sign_key = sign_key.transpose()?;
+    let attach = Attachments::parse(
+        &options.outputs.image,
+        outputs.pushes(),
+        true,
+        options.provenance.is_some(),
+    )?;
     let kind = progress_kind(options.quiet, options.progress, &config);
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(&options.sandbox, &config, &*store)?;
     check_limits(&*sandbox, &limits)?;
-    let jobs = options
-        .jobs
+    let jobs = jobs
         .or(config.jobs)
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let tools = Tools {
         pull: pull(options.pull),
         ..tools(&config, &*store)
     };
+    let client = tools.registry.clone();
     let engine = Engine::open(store, sandbox, jobs)?;
     let result = runtime()?.block_on(async {
         let base_dir = if file.as_os_str() == "-" {
@@ -64,7 +87,10 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
         watch_signals(&cancel)?;
         let bases = resolve(&engine, &spec, &base_dir, &tools, &cancel).await?;
         let plan = lower(&spec, &bases, options.target.as_deref())?;
-        let no_cache = no_cache(&plan, options)?;
+        let no_cache = match no_cache {
+            Some(no_cache) => no_cache,
+            None => self::no_cache(&plan, options)?,
+        };
         let settings = Settings {
             context,
             secrets,
@@ -78,27 +104,35 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
         let record = options.record_digests
             || config.record_digests.unwrap_or(false)
             || options.provenance.is_some();
-        let known = options.provenance.as_ref().map(|path| {
-            let known = Known::new(&file, &text, &plan, &bases, &engine, &settings, options);
-            (path, known)
-        });
+        let known = (options.provenance.is_some() || attach.provenance)
+            .then(|| Known::new(&file, &text, &plan, &bases, &engine, &settings, options));
         let result = build(&engine, plan, bases, settings, kind, colour, cancel.clone()).await?;
         if record {
             engine
                 .record_digests(vec![result.snapshot], &cancel)
                 .await?;
         }
-        if let Some((path, known)) = known {
-            let subject = tree_subject(&engine, &result).await?;
-            let predicate = known.provenance(&result, &config)?;
-            let statement = Statement::new(vec![subject], PROVENANCE, predicate);
-            let document = document(&statement, sign_key.as_ref())?;
-            write_file(path, |file| Ok(writeln!(file, "{document:#}")?))
+        let pushed = outputs
+            .write(&engine, client.clone(), result.snapshot, &cancel)
+            .await?;
+        let predicate = known.map(|known| known.provenance(&result, &config));
+        let predicate = predicate.transpose()?;
+        if let (Some(path), Some(predicate)) = (&options.provenance, &predicate) {
+            let subjects = match pushed.as_slice() {
+                [] => vec![tree_subject(&engine, &result).await?],
+                pushed => pushed.iter().map(image_subject).collect(),
+            };
+            let statement = Statement::new(subjects, PROVENANCE, predicate.clone());
+            let document = document(&statement, attach.key.as_ref())?;
+            write_to(path, |file| Ok(writeln!(file, "{document:#}")?))
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
+        attach
+            .attach(&engine, client, result.snapshot, pushed, predicate, &cancel)
+            .await?;
         anyhow::Ok(result)
     })?;
-    print(format!("{}\n", result.snapshot))
+    Ok((engine, result))
 }
 
 /// Decides how to tell what happens.

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `obuild sbom ID`: which packages a result holds.
 
-use super::export::write_file;
 use super::{open_engine, print_json, runtime};
 use crate::cli::{Global, Sbom, SbomFormat};
-use crate::failure::Failure;
+use crate::outputs::{source_date_epoch, write_to};
 use anyhow::{Context, Result};
 use obuild_engine::Engine;
 use obuild_images::sbom::{Bill, Subject, survey};
@@ -30,12 +29,12 @@ pub(crate) fn run(global: &Global, options: &Sbom) -> Result<()> {
     let Some(path) = &options.output else {
         return print_json(&document);
     };
-    write_file(path, |file| Ok(writeln!(file, "{document:#}")?))
+    write_to(path, |file| Ok(writeln!(file, "{document:#}")?))
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Makes the bill of a result.
-async fn bill(engine: &Arc<Engine>, id: SnapshotId, subject: Subject) -> Result<Bill> {
+pub(crate) async fn bill(engine: &Arc<Engine>, id: SnapshotId, subject: Subject) -> Result<Bill> {
     let created = match source_date_epoch()? {
         Some(seconds) => seconds,
         None => created(engine, id).await?,
@@ -62,19 +61,4 @@ async fn created(engine: &Arc<Engine>, id: SnapshotId) -> Result<i64> {
     let time = time.map_or(UNIX_EPOCH, |step| step.created);
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(i64::try_from(since.as_secs()).unwrap_or_default())
-}
-
-/// `SOURCE_DATE_EPOCH` of the reproducible builds project: seconds since 1970.
-fn source_date_epoch() -> Result<Option<i64>> {
-    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()) else {
-        return Ok(None);
-    };
-    let seconds = text.to_str().and_then(|text| text.parse().ok());
-    let seconds = seconds.ok_or_else(|| {
-        Failure::usage(format!(
-            "SOURCE_DATE_EPOCH is no number of seconds: {}",
-            text.display()
-        ))
-    })?;
-    Ok(Some(seconds))
 }

@@ -2,12 +2,12 @@
 //! `obuild sign IMAGE`: sign an image in a registry, and attach statements to it.
 
 use super::{open_store, print};
-use crate::attest::{read_signing_key, registry_failure};
+use crate::attest::{image_subject, read_signing_key, registry_failure};
 use crate::cli::{Global, Sign};
 use crate::config::Config;
 use crate::failure::Failure;
 use anyhow::Result;
-use obuild_images::attest::{CYCLONEDX, ResourceDescriptor, SPDX, Statement, sha256};
+use obuild_images::attest::{CYCLONEDX, SPDX, Statement};
 use obuild_images::registry::{ImageName, Signed, attach, sign};
 use serde_json::Value;
 use std::path::Path;
@@ -46,14 +46,5 @@ fn statement(path: &Path, image: &Signed) -> Result<Statement> {
             .hint("give what `obuild run --provenance` or `obuild sbom` has written, unsigned")
             .into());
     };
-    Ok(Statement::new(vec![subject(image)], &kind, predicate))
-}
-
-/// Returns an image as a statement's subject.
-fn subject(image: &Signed) -> ResourceDescriptor {
-    ResourceDescriptor {
-        name: Some(format!("{}/{}", image.name.host(), image.name.repository())),
-        digest: sha256(image.digest.digits()),
-        ..ResourceDescriptor::default()
-    }
+    Ok(Statement::new(vec![image_subject(image)], &kind, predicate))
 }

@@ -106,6 +106,15 @@ impl Trees for Btrfs {
             size => size.map_err(|error| place.error("measure", name, error)),
         }
     }
+
+    fn touched(&self, place: &Place, name: &str) -> Result<Option<Vec<Vec<u8>>>, Error> {
+        let top = open(place, name)?;
+        match young_paths(top.as_fd()) {
+            // Only root of the host may search the trees.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+            paths => paths.map_err(|error| place.error("search", name, error)),
+        }
+    }
 }
 
 fn open(place: &Place, name: &str) -> Result<OwnedFd, Error> {
@@ -173,6 +182,38 @@ fn destroy_subvolume(directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Resu
         }
     }
     sys::destroy_subvolume(directory, name).map_err(errno)
+}
+
+/// Returns all paths of the inodes that were changed after the subvolume was made; `None` when there are some that have no
+/// path that the kernel could tell.
+fn young_paths(top: BorrowedFd<'_>) -> io::Result<Option<Vec<Vec<u8>>>> {
+    let since = sys::subvolume_info(top)?.1 + 1;
+    let mut inodes = Vec::new();
+    let search = sys::Search {
+        tree: 0,
+        objects: (sys::SUBVOLUME_TOP, u64::MAX),
+        kind: sys::INODE_ITEM,
+        since,
+    };
+    sys::search_tree(top, &search, |item| {
+        // struct btrfs_inode_item: the transaction that wrote it last at 8, the number of links at 40 (linux
+        // include/uapi/linux/btrfs_tree.h). What has no link is deleted, but was open when the build ended.
+        let word = |at: usize| item.data.get(at..at + 8)?.try_into().ok();
+        let young = word(8).is_none_or(|word| u64::from_le_bytes(word) >= since);
+        let links = item.data.get(40..44).is_none_or(|links| links != [0; 4]);
+        if young && links {
+            inodes.push(item.objectid);
+        }
+    })?;
+    let mut paths = Vec::with_capacity(inodes.len());
+    for inode in inodes {
+        if inode == sys::SUBVOLUME_TOP {
+            paths.push(Vec::new());
+        } else if !sys::paths_of(top, inode, &mut paths)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(paths))
 }
 
 /// Sums the extents in a subvolume's tree that came after the subvolume, or all if it has no parent.

@@ -35,7 +35,7 @@ pub use id::SnapshotId;
 pub use memory::Memory;
 pub use open::open;
 pub use rootfs::{OverlayMount, Rootfs, Upper};
-pub use store::{CacheLease, Kind, Options, RsyncMode, Snapshot, Space, Store, StoreUrl};
+pub use store::{CacheLease, Kind, Options, RsyncMode, Snapshot, Space, Store, StoreUrl, Touched};
 pub use upkeep::{Capabilities, DraftStatus, Finding, FindingKind, Sharing, Status, Upkeep};
 pub use url::best;
 pub use zfs::Dataset;

@@ -80,6 +80,18 @@ pub trait Store: Send + Sync {
     /// Removes a cache. Leases of it stay usable; releasing them does not bring it back.
     fn delete_cache(&self, name: &[u8]) -> Result<(), Error>;
 
+    /// Returns where the snapshot's tree may differ from its parent's: as little as the store knows without reading trees.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchSnapshot`] when it is not there.
+    fn touched(&self, id: SnapshotId) -> Result<Touched, Error> {
+        match self.get(id)? {
+            Some(_) => Ok(Touched::Anything),
+            None => Err(Error::NoSuchSnapshot(id)),
+        }
+    }
+
     /// Returns which snapshots a power cut would take, since [`Store::sync`] has not been called after their commit.
     ///
     /// None in a store whose commits are durable when they return.
@@ -111,6 +123,18 @@ pub struct Snapshot {
     /// How to read its tree; an overlay recipe here has no `upper`. If it has one layer more than the parent's recipe on
     /// the same layers, that is what the snapshot changed.
     pub rootfs: Rootfs,
+}
+
+/// Where a tree may differ from its parent's. See [`Store::touched`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// Where the overlay layer in this directory has entries, and below what these replace.
+    Layer(PathBuf),
+    /// At these paths below the root, at the names in those of them that are directories, and below what has another inode
+    /// number than in the parent.
+    Paths(Vec<Vec<u8>>),
+    /// Anywhere.
+    Anything,
 }
 
 /// Space of the file system below a store, in bytes.

@@ -24,6 +24,9 @@ pub(crate) const ROOT_REF: u32 = 156;
 /// `BTRFS_EXTENT_DATA_KEY`: a piece of a file.
 pub(crate) const EXTENT_DATA: u32 = 108;
 
+/// `BTRFS_INODE_ITEM_KEY`.
+pub(crate) const INODE_ITEM: u32 = 1;
+
 /// `struct btrfs_ioctl_vol_args_v2`, 4096 bytes.
 #[repr(C)]
 struct VolumeArguments {
@@ -83,6 +86,28 @@ struct SubvolumeInfo {
     reserved: [u64; 8],
 }
 
+/// `struct btrfs_ioctl_ino_path_args`.
+#[repr(C)]
+struct PathArguments {
+    inum: u64,
+    size: u64,
+    reserved: [u64; 4],
+    fspath: u64,
+}
+
+/// The kernel fills no more (linux fs/btrfs/ioctl.c, `btrfs_ioctl_ino_to_path`).
+const PATH_BUFFER: usize = 4096;
+
+/// `struct btrfs_data_container` with the room for its values: offsets of strings, counted from the first value.
+#[repr(C)]
+struct PathContainer {
+    bytes_left: u32,
+    bytes_missing: u32,
+    elem_cnt: u32,
+    elem_missed: u32,
+    values: [u64; PATH_BUFFER / 8 - 2],
+}
+
 /// `_IOW(0x94, number, size)` and its kin: direction 1 writes to the kernel, 2 reads (include/uapi/asm-generic/ioctl.h).
 const fn request(direction: u32, number: u32, size: usize) -> libc::Ioctl {
     #[expect(clippy::cast_possible_truncation, reason = "the sizes are below 2^14")]
@@ -95,10 +120,13 @@ const SUBVOL_CREATE_V2: libc::Ioctl = request(1, 24, size_of::<VolumeArguments>(
 const SNAP_DESTROY_V2: libc::Ioctl = request(1, 63, size_of::<VolumeArguments>());
 // The size in the number is that of the structure without its flexible buffer.
 const TREE_SEARCH_V2: libc::Ioctl = request(3, 17, size_of::<SearchKey>() + 8);
+const INO_PATHS: libc::Ioctl = request(3, 35, size_of::<PathArguments>());
 const GET_SUBVOL_INFO: libc::Ioctl = request(2, 60, size_of::<SubvolumeInfo>());
 
 const _: () = assert!(size_of::<VolumeArguments>() == 4096);
 const _: () = assert!(size_of::<SearchKey>() == 104);
+const _: () = assert!(size_of::<PathArguments>() == 56);
+const _: () = assert!(size_of::<PathContainer>() == PATH_BUFFER);
 const _: () = assert!(size_of::<SubvolumeInfo>() == 504);
 
 impl VolumeArguments {
@@ -292,6 +320,64 @@ pub(crate) fn search_tree(
             _ => (objectid, kind, offset + 1),
         };
     }
+}
+
+/// Adds all paths that an inode has in the subvolume of `directory`. Returns whether there was room for all.
+pub(crate) fn paths_of(
+    directory: BorrowedFd<'_>,
+    inode: u64,
+    paths: &mut Vec<Vec<u8>>,
+) -> io::Result<bool> {
+    let mut container = Box::new(PathContainer {
+        bytes_left: 0,
+        bytes_missing: 0,
+        elem_cnt: 0,
+        elem_missed: 0,
+        values: [0; PATH_BUFFER / 8 - 2],
+    });
+    let mut arguments = PathArguments {
+        inum: inode,
+        size: PATH_BUFFER as u64,
+        reserved: [0; 4],
+        fspath: std::ptr::from_mut(&mut *container) as u64,
+    };
+    // SAFETY: the request takes a `btrfs_ioctl_ino_path_args`, which `PathArguments` mirrors; it names the container and its size,
+    // and the kernel writes nothing outside of that. Every bit pattern is valid for its integers.
+    let result = unsafe {
+        libc::ioctl(
+            directory.as_raw_fd(),
+            INO_PATHS,
+            std::ptr::from_mut(&mut arguments),
+        )
+    };
+    if result == -1 {
+        let error = io::Error::last_os_error();
+        // It has gone.
+        return if error.kind() == io::ErrorKind::NotFound {
+            Ok(true)
+        } else {
+            Err(error)
+        };
+    }
+    if container.elem_missed > 0 || container.bytes_missing > 0 {
+        return Ok(false);
+    }
+    let bytes: Vec<u8> = container
+        .values
+        .iter()
+        .flat_map(|value| value.to_ne_bytes())
+        .collect();
+    for value in container.values.iter().take(container.elem_cnt as usize) {
+        let text = usize::try_from(*value)
+            .ok()
+            .and_then(|start| bytes.get(start..))
+            .and_then(|text| text.split(|byte| *byte == 0).next());
+        match text {
+            Some(path) if !path.is_empty() => paths.push(path.to_vec()),
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
 }
 
 /// `struct fiemap` (linux include/uapi/linux/fiemap.h) with room for extents.

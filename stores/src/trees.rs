@@ -57,6 +57,13 @@ pub(crate) trait Trees: Send + Sync + 'static {
     /// Returns the bytes that the tree at `name` holds of its own, beyond what the one at `parent` holds.
     fn size(&self, place: &Place, name: &str, parent: Option<&str>) -> Result<u64, Error>;
 
+    /// Returns the paths at which the whole tree at `name` may differ from the one that it was made from, as
+    /// [`Touched::Paths`](crate::Touched::Paths) has them. `None`: nobody knows.
+    fn touched(&self, place: &Place, name: &str) -> Result<Option<Vec<Vec<u8>>>, Error> {
+        let _ = (place, name);
+        Ok(None)
+    }
+
     /// Returns the bytes of the tree at `name`, whoever else holds them too.
     fn whole_size(&self, place: &Place, name: &str) -> Result<u64, Error> {
         let fail = |errno| place.error("measure", name, errno);

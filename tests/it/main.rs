@@ -15,6 +15,7 @@ mod commands;
 mod copies;
 mod crashes;
 mod harness;
+mod images;
 mod provenance;
 mod rootless;
 mod secrets;

@@ -41,6 +41,8 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("losetup"), "mount"),
     (Sign::Program("newuidmap"), "uidmap"),
     (Sign::Program("useradd"), "passwd"),
+    (Sign::Program("skopeo"), "skopeo"),
+    (Sign::Program("umoci"), "umoci"),
 ];
 
 /// What the demonstration uses.
@@ -58,6 +60,7 @@ pub(crate) const PEERS: &[Need] = &[
     (Sign::Program("runc"), "runc"),
     (Sign::Program("dockerd"), "docker.io"),
     (Sign::Program("buildah"), "buildah"),
+    (Sign::Program("docker-registry"), "docker-registry"),
 ];
 
 /// Returns the packages of `needs` that are not there.

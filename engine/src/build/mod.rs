@@ -131,6 +131,8 @@ impl Engine {
         let record = build.record(&needed).await;
         let result = result?;
         record?;
+        let config = crate::images::config_of(&build.plan, &build.bases);
+        self.remember_images(result.snapshot, &config, &build.bases)?;
         let _ = build
             .events
             .send(Event::BuildFinished {

@@ -27,6 +27,8 @@ pub struct Change {
     pub now: Option<Arc<Node>>,
     /// The first path of the same inode in the later tree, if that is another.
     pub link: Option<BString>,
+    /// Whether nothing but the names that share the inode are others.
+    pub(crate) only_names: bool,
 }
 
 /// What has happened to a path.
@@ -59,7 +61,7 @@ impl Listing {
     pub fn changes_since(&self, earlier: &Self) -> Vec<Change> {
         let same =
             |was: &Node, now: &Node| Ok::<_, std::convert::Infallible>(was.content == now.content);
-        match compare(earlier, self, same) {
+        match compare(earlier, self, alike, same) {
             Ok(changes) => changes,
             Err(never) => match never {},
         }
@@ -79,28 +81,24 @@ pub fn diff(
     let options = ListOptions::default();
     let was = list(earlier, &options, &mut |_| {}, cancelled)?;
     let now = list(later, &options, &mut |_| {}, cancelled)?;
-    let mut contents = Contents {
-        was: Cursor::new(earlier)?,
-        now: Cursor::new(later)?,
-        buffers: (vec![0; BUFFER], vec![0; BUFFER]),
-        cancelled,
-    };
-    let changes = compare(&was, &now, |one, other| {
-        if related && was.untouched(other).is_some() {
-            return Ok(true);
-        }
-        match (&one.content, &other.content) {
-            (Content::File { .. }, Content::File { .. }) => contents.equal(one),
-            (one, other) => Ok(one == other),
-        }
+    let mut contents = Contents::new(earlier, later, cancelled)?;
+    let changes = compare(&was, &now, alike, |one, other| {
+        contents.same(related.then_some(&was), one, other)
     })?;
     Ok((now, changes))
 }
 
-/// Compares two listings; `same` says whether what looks alike has the same content.
-fn compare<E>(
+/// Returns whether two nodes look alike, times included.
+fn alike(one: &Node, other: &Node) -> bool {
+    // Archives and some tools keep whole seconds only.
+    one.looks_like(other) && one.modified.0 == other.modified.0
+}
+
+/// Compares two listings; `same` says whether what is `alike` has the same content.
+pub(crate) fn compare<E>(
     earlier: &Listing,
     later: &Listing,
+    alike: impl Fn(&Node, &Node) -> bool,
     mut same: impl FnMut(&Node, &Node) -> Result<bool, E>,
 ) -> Result<Vec<Change>, E> {
     let (was_leaders, now_leaders) = (earlier.leaders(), later.leaders());
@@ -133,6 +131,7 @@ fn compare<E>(
                     was: Some(Arc::clone(node)),
                     now: None,
                     link: None,
+                    only_names: false,
                 });
             }
             continue;
@@ -140,14 +139,14 @@ fn compare<E>(
         let node = &now[right];
         let link = leader(later, &now_leaders, right);
         let mut change = ordering == Ordering::Greater;
+        let mut only_names = false;
         let mut before = None;
         if ordering == Ordering::Equal {
             let old = &was[left];
             let first_written = now_leaders[right].is_some_and(|leader| written[leader]);
-            change = first_written
-                || leader(earlier, &was_leaders, left) != link
-                || !old.looks_like(node)
-                || !same(old, node)?;
+            let other = !alike(old, node) || !same(old, node)?;
+            only_names = !other && (first_written || leader(earlier, &was_leaders, left) != link);
+            change = other || only_names;
             before = Some(Arc::clone(old));
             left += 1;
         }
@@ -158,6 +157,7 @@ fn compare<E>(
                 was: before,
                 now: Some(Arc::clone(node)),
                 link,
+                only_names,
             });
         }
         right += 1;
@@ -166,14 +166,44 @@ fn compare<E>(
 }
 
 /// Compares files of two trees byte by byte.
-struct Contents<'a> {
+pub(crate) struct Contents<'a> {
     was: Cursor<'a>,
     now: Cursor<'a>,
     buffers: (Vec<u8>, Vec<u8>),
     cancelled: Cancelled<'a>,
 }
 
-impl Contents<'_> {
+impl<'a> Contents<'a> {
+    pub(crate) fn new(
+        earlier: BorrowedFd<'a>,
+        later: BorrowedFd<'a>,
+        cancelled: Cancelled<'a>,
+    ) -> Result<Self, TreeError> {
+        Ok(Self {
+            was: Cursor::new(earlier)?,
+            now: Cursor::new(later)?,
+            buffers: (vec![0; BUFFER], vec![0; BUFFER]),
+            cancelled,
+        })
+    }
+
+    /// Compares two nodes of one path that look alike. `related` is the earlier listing, if the later tree was made from that one by a
+    /// store.
+    pub(crate) fn same(
+        &mut self,
+        related: Option<&Listing>,
+        one: &Node,
+        other: &Node,
+    ) -> Result<bool, TreeError> {
+        if related.is_some_and(|was| was.untouched(other).is_some()) {
+            return Ok(true);
+        }
+        match (&one.content, &other.content) {
+            (Content::File { .. }, Content::File { .. }) => self.equal(one),
+            (one, other) => Ok(one == other),
+        }
+    }
+
     fn equal(&mut self, node: &Node) -> Result<bool, TreeError> {
         let failed = |action| super::listing::read_failed(action, node.path.as_bstr());
         let open = |cursor: &mut Cursor<'_>| -> Result<OwnedFd, Errno> {

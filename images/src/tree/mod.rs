@@ -12,23 +12,24 @@
 mod apply;
 mod copy;
 mod crew;
-mod cursor;
+pub(crate) mod cursor;
 mod data;
-mod destination;
-mod diff;
+pub(crate) mod destination;
+pub(crate) mod diff;
 mod error;
-mod export_dir;
+pub(crate) mod export_dir;
 mod export_tar;
-mod ladder;
-mod listing;
+pub(crate) mod ladder;
+pub(crate) mod listing;
 mod manifest;
 mod memo;
-mod scan;
-mod stamp;
+pub(crate) mod scan;
+pub(crate) mod stamp;
+pub(crate) mod tar_writer;
 #[cfg(test)]
 mod tests;
-mod walk;
-mod xattr;
+pub(crate) mod walk;
+pub(crate) mod xattr;
 
 pub use apply::{Applied, apply};
 pub use copy::{CopyRequest, CopyStats, copy};

@@ -33,7 +33,7 @@ mod stack;
 
 use crate::draft::Draft;
 use crate::place::{Lock, Place};
-use crate::store::{CacheLease, Options, Snapshot, Space, Store, StoreUrl};
+use crate::store::{CacheLease, Options, Snapshot, Space, Store, StoreUrl, Touched};
 use crate::trees::Trees;
 use crate::upkeep::Upkeep;
 use crate::{Error, SnapshotId};
@@ -217,6 +217,27 @@ impl Store for Disk {
 
     fn delete_cache(&self, name: &[u8]) -> Result<(), Error> {
         self.shared.delete_cache(name)
+    }
+
+    fn touched(&self, id: SnapshotId) -> Result<Touched, Error> {
+        let shared = &self.shared;
+        let meta = shared.whole(id)?.ok_or(Error::NoSuchSnapshot(id))?;
+        let own = format!("snapshots/{id}/fs");
+        if meta.parent.is_none() {
+            return Ok(Touched::Anything);
+        }
+        if meta.void {
+            return Ok(Touched::Paths(Vec::new()));
+        }
+        if shared.trees.layers().is_some() {
+            return Ok(Touched::Layer(shared.place.path(&own)));
+        }
+        // What is only in memory, nobody finds on the disk.
+        if shared.provisional()?.contains(&id) {
+            shared.sync()?;
+        }
+        let paths = shared.trees.touched(&shared.place, &own)?;
+        Ok(paths.map_or(Touched::Anything, Touched::Paths))
     }
 
     fn provisional(&self) -> Result<Vec<SnapshotId>, Error> {

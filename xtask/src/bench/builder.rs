@@ -33,6 +33,15 @@ pub(crate) struct Job {
     pub(crate) cold: bool,
 }
 
+/// A directory `files` and a file `new` to be put into `/archive` one after the other, and the image to be pushed.
+#[derive(Clone, Debug)]
+pub(crate) struct Publish {
+    /// Where they are.
+    pub(crate) context: PathBuf,
+    /// What to push it as, without TLS.
+    pub(crate) name: String,
+}
+
 /// A contestant.
 pub(crate) trait Builder {
     /// Returns its name in the table.
@@ -43,6 +52,12 @@ pub(crate) trait Builder {
 
     /// Builds the job and measures the whole command, or returns `None` if it has no way to do such work.
     fn build(&mut self, meter: &Meter, job: &Job) -> Result<Option<Sample>>;
+
+    /// Builds and pushes and measures both together, or returns `None` if it does not take part.
+    fn publish(&mut self, meter: &Meter, job: &Publish) -> Result<Option<Sample>> {
+        let _ = (meter, job);
+        Ok(None)
+    }
 }
 
 /// Returns the Dockerfile for a job, with its context being the copied tree or anything.

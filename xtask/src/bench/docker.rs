@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `docker build` against a daemon of our own: private socket and data, no bridge, no firewall rules.
 
-use super::builder::{Builder, DEADLINE, Job, Work, dockerfile};
+use super::builder::{Builder, DEADLINE, Job, Publish, Work, dockerfile};
 use super::measure::{Meter, Sample};
 use crate::cmd::{Background, Cmd};
 use anyhow::{Result, bail};
@@ -111,6 +111,24 @@ impl Builder for Docker {
             command.push("--no-cache".to_owned());
         }
         command.push(context.display().to_string());
+        meter.run(&command, &self.environment(), DEADLINE).map(Some)
+    }
+
+    fn publish(&mut self, meter: &Meter, job: &Publish) -> Result<Option<Sample>> {
+        let file = self.root.join("Dockerfile.publish");
+        let text = format!("FROM {BASE}\nCOPY files /archive/\nCOPY new /archive/\n");
+        fs_err::write(&file, text)?;
+        let script = "docker build -t \"$1\" -f \"$2\" \"$3\" && docker push \"$1\"";
+        let command = [
+            "sh",
+            "-c",
+            script,
+            "sh",
+            &job.name,
+            &file.display().to_string(),
+            &job.context.display().to_string(),
+        ];
+        let command = command.map(str::to_owned);
         meter.run(&command, &self.environment(), DEADLINE).map(Some)
     }
 }

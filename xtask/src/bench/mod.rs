@@ -12,6 +12,7 @@ mod buildah;
 mod builder;
 mod by_hand;
 mod docker;
+mod images;
 mod machine;
 pub(crate) mod measure;
 mod obuild;
@@ -151,6 +152,8 @@ pub(crate) struct Arena {
     pub(crate) inputs: PathBuf,
     /// The Debian tar.
     pub(crate) base: PathBuf,
+    /// A directory on btrfs.
+    pub(crate) btrfs: Option<PathBuf>,
     /// Markdown lines about contestants that are not there.
     absent: Vec<String>,
 }
@@ -173,8 +176,10 @@ impl Arena {
             // A store of its own: the sandbox is no part of a step's id, so it would find the native one's results.
             builders.push(Box::new(obuild(overlay("obuild-runc"), "runc")));
         }
+        let mut on_btrfs = None;
         if has("mkfs.btrfs") {
             let btrfs = scratch.btrfs(IMAGE_BYTES)?;
+            on_btrfs = Some(btrfs.clone());
             let store = format!("btrfs:{}", btrfs.join("obuild").display());
             builders.push(Box::new(obuild(store, "native")));
             if has("runc") {
@@ -203,6 +208,7 @@ impl Arena {
             runs,
             inputs: directory("inputs")?,
             base,
+            btrfs: on_btrfs,
             absent,
         })
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Our own contestant: the release build of `obuild`, with one store and one sandbox.
 
-use super::builder::{Builder, DEADLINE, Job, Work};
+use super::builder::{Builder, DEADLINE, Job, Publish, Work};
 use super::measure::{Meter, Sample};
 use crate::workspace;
 use anyhow::Result;
@@ -113,5 +113,31 @@ impl Builder for Obuild {
 
     fn build(&mut self, meter: &Meter, job: &Job) -> Result<Option<Sample>> {
         meter.run(&self.command(job)?, &[], DEADLINE).map(Some)
+    }
+
+    fn publish(&mut self, meter: &Meter, job: &Publish) -> Result<Option<Sample>> {
+        let spec = self.scratch.join("publish.spec");
+        let text = format!(
+            "((from tar:{}) (copy (src files) (dst /archive/)) (copy (src new) (dst /archive/)))\n",
+            self.base.display()
+        );
+        fs_err::write(&spec, text)?;
+        let program = workspace::target().join("release/obuild");
+        let command = [
+            &program.display().to_string(),
+            "run",
+            &spec.display().to_string(),
+            &job.context.display().to_string(),
+            "--store",
+            &self.store,
+            "--sandbox",
+            self.sandbox,
+            "-q",
+            "--push",
+            "-t",
+            &job.name,
+        ];
+        let command = command.map(str::to_owned);
+        meter.run(&command, &[], DEADLINE).map(Some)
     }
 }

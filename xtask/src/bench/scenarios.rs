@@ -3,6 +3,7 @@
 
 use super::Arena;
 use super::builder::{Builder, DEADLINE, Job, Work};
+use super::images;
 use super::measure::{Meter, Sample};
 use super::obuild::Obuild;
 use super::table::{Row, Table};
@@ -78,6 +79,18 @@ pub(crate) const ALL: &[Scenario] = &[
         summary: "peak memory of `obuild`: a large base imported, a log of 200 MB",
         run: memory,
         verdicts: memory_verdicts,
+    },
+    Scenario {
+        name: "layer",
+        summary: "the layer of one changed file in a tree of 100,000",
+        run: images::layer,
+        verdicts: images::layer_verdicts,
+    },
+    Scenario {
+        name: "archive-push",
+        summary: "a file added to an image of 1,000 files of 100 kB, built and pushed",
+        run: images::archive_push,
+        verdicts: images::archive_push_verdicts,
     },
 ];
 
@@ -223,7 +236,7 @@ fn memory(arena: &mut Arena, meter: &Meter) -> Result<Table> {
     })
 }
 
-fn row(label: &str, sample: Option<Sample>) -> Row {
+pub(super) fn row(label: &str, sample: Option<Sample>) -> Row {
     Row {
         label: label.to_owned(),
         samples: sample.into_iter().collect(),
@@ -295,7 +308,7 @@ fn turn(
 }
 
 /// Writes out what earlier commands left dirty, so that nobody pays for others.
-fn settle() {
+pub(super) fn settle() {
     Cmd::new("sync").quiet().run().ok();
 }
 
@@ -350,7 +363,7 @@ fn large_base(arena: &Arena) -> Result<PathBuf> {
     Ok(tar)
 }
 
-fn ours(table: &Table) -> Option<&Row> {
+pub(super) fn ours(table: &Table) -> Option<&Row> {
     table.row("obuild overlay+native")
 }
 
@@ -409,7 +422,7 @@ fn memory_verdicts(table: &Table) -> Vec<String> {
     table.rows.iter().filter_map(verdict).collect()
 }
 
-fn at_most(what: &str, time: Option<Duration>, limit_ms: f64) -> String {
+pub(super) fn at_most(what: &str, time: Option<Duration>, limit_ms: f64) -> String {
     let Some(time) = time else {
         return format!("not measured: {what}");
     };
@@ -431,6 +444,6 @@ fn at_least(what: &str, theirs: Option<Duration>, ours: Option<Duration>, limit:
     )
 }
 
-fn word(met: bool) -> &'static str {
+pub(super) fn word(met: bool) -> &'static str {
     if met { "met" } else { "MISSED" }
 }

@@ -47,7 +47,7 @@ pub fn list_layer(
     let mut walk = Walk::new(layer).map_err(|error| failed("open", top, error))?;
     let mut deeds = vec![Deed {
         path: BString::default(),
-        node: Some(reader.root(&walk)?),
+        node: Some(reader.top(walk.directory())?),
         clears: false,
     }];
     while let Some(step) = walk
@@ -98,7 +98,7 @@ pub fn list_layer(
     Ok(Listing::new(merge(&below.nodes, deeds), reader.newest))
 }
 
-fn is_opaque(directory: BorrowedFd<'_>) -> Result<bool, rustix::io::Errno> {
+pub(crate) fn is_opaque(directory: BorrowedFd<'_>) -> Result<bool, rustix::io::Errno> {
     // An overlay mounted without privileges keeps its attributes in `user` (overlayfs.rst, "userxattr").
     let names: [&[u8]; 2] = [b"trusted.overlay.opaque", b"user.overlay.opaque"];
     let found = xattr::read(xattr::Owner::Open(directory), |name| names.contains(&name))?;

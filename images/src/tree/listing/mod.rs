@@ -5,9 +5,12 @@
 //! the mode. A listing is of a whole snapshot, to tell whether two trees are the same, or what is different between them.
 
 mod layer;
+mod paths;
 mod read;
 
+pub(crate) use layer::is_opaque;
 pub use layer::list_layer;
+pub(crate) use paths::list_paths;
 pub(crate) use read::read_failed;
 pub use read::{ListOptions, Reading, list};
 
@@ -123,7 +126,7 @@ impl Node {
         self.path[..end].as_bstr()
     }
 
-    /// Returns whether the two are equal but for the contents of files and the names that share an inode.
+    /// Returns whether the two are equal but for the contents of files, the names that share an inode, and times.
     pub(crate) fn looks_like(&self, other: &Self) -> bool {
         let contents = match (&self.content, &other.content) {
             (
@@ -136,8 +139,6 @@ impl Node {
         };
         contents
             && (self.mode, self.uid, self.gid) == (other.mode, other.uid, other.gid)
-            // Archives and some tools keep whole seconds only.
-            && self.modified.0 == other.modified.0
             && self.attributes == other.attributes
     }
 

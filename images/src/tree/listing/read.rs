@@ -36,19 +36,10 @@ pub fn list(
     reading: Reading<'_>,
     cancelled: Cancelled<'_>,
 ) -> Result<Listing, TreeError> {
-    let mut reader = Reader {
-        options,
-        buffer: Vec::new(),
-        newest: Time {
-            seconds: i64::MIN,
-            nanoseconds: 0,
-        },
-        reading,
-        cancelled,
-    };
+    let mut reader = Reader::new(options, reading, cancelled);
     let top = BStr::new("/");
     let mut walk = Walk::new(root).map_err(|error| failed("open", top, error))?;
-    let mut nodes = vec![Arc::new(reader.root(&walk)?)];
+    let mut nodes = vec![Arc::new(reader.top(walk.directory())?)];
     while let Some(step) = walk
         .next()
         .map_err(|error| failed("read", walk.path(), error))?
@@ -75,22 +66,49 @@ pub(super) struct Reader<'a> {
     pub(super) cancelled: Cancelled<'a>,
 }
 
-impl Reader<'_> {
-    /// Takes down the directory that a walk begins at.
-    pub(super) fn root(&mut self, walk: &Walk) -> Result<Node, TreeError> {
+impl<'a> Reader<'a> {
+    pub(super) fn new(
+        options: &'a ListOptions<'a>,
+        reading: Reading<'a>,
+        cancelled: Cancelled<'a>,
+    ) -> Self {
+        Self {
+            options,
+            buffer: Vec::new(),
+            newest: Time {
+                seconds: i64::MIN,
+                nanoseconds: 0,
+            },
+            reading,
+            cancelled,
+        }
+    }
+
+    /// Takes down a tree's top directory.
+    pub(super) fn top(&mut self, directory: BorrowedFd<'_>) -> Result<Node, TreeError> {
         let top = BStr::new("/");
-        let stat = fstat(walk.directory()).map_err(|error| failed("examine", top, error))?;
-        let attributes = xattr::read(xattr::Owner::Open(walk.directory()), is_portable)
+        let stat = fstat(directory).map_err(|error| failed("examine", top, error))?;
+        let attributes = xattr::read(xattr::Owner::Open(directory), is_portable)
             .map_err(|error| failed("read the attributes of", top, error))?;
         Ok(self.made(&stat, BString::default(), attributes, Content::Directory))
     }
 
     /// Takes down a walk's current entry. `None` for a socket.
     pub(super) fn node(&mut self, walk: &Walk, stat: &Stat) -> Result<Option<Node>, TreeError> {
+        self.node_at(walk.directory(), walk.name(), walk.path(), stat)
+    }
+
+    /// Takes down what has this name in a directory. `None` for a socket.
+    pub(super) fn node_at(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        name: &[u8],
+        path: &BStr,
+        stat: &Stat,
+    ) -> Result<Option<Node>, TreeError> {
         if (self.cancelled)() {
             return Err(TreeError::Cancelled);
         }
-        let (directory, name, path) = (walk.directory(), walk.name(), walk.path());
         let content = match file_type(stat) {
             FileType::Directory => Content::Directory,
             FileType::RegularFile => Content::File {

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Writes an image into an OCI image layout: OCI image-spec v1.1 image-layout.md.
+
+use super::document::MANIFEST;
+use super::{Image, ImageLayer};
+use crate::layer::blob_path;
+use crate::registry::ImageName;
+use crate::{Digest, Error};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+/// `oci-layout`.
+pub(super) const MARKER: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// The annotation that holds a tag (image-layout.md, "index.json").
+const TAG: &str = "org.opencontainers.image.ref.name";
+/// The one that holds the whole name, which containerd and Docker read.
+const NAME: &str = "io.containerd.image.name";
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Index {
+    schema_version: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    media_type: Option<String>,
+    manifests: Vec<serde_json::Value>,
+    #[serde(flatten)]
+    others: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    media_type: &'static str,
+    digest: String,
+    size: usize,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<&'static str, String>,
+}
+
+/// Returns `index.json`, with the entries of an old one that are of other names.
+pub(super) fn index(
+    image: &Image,
+    names: &[ImageName],
+    old: Option<&[u8]>,
+) -> Result<Vec<u8>, serde_json::Error> {
+    let mut index = match old {
+        Some(old) => serde_json::from_slice(old)?,
+        None => Index {
+            schema_version: 2,
+            media_type: Some("application/vnd.oci.image.index.v1+json".to_owned()),
+            manifests: Vec::new(),
+            others: BTreeMap::new(),
+        },
+    };
+    let digest = image.digest().to_string();
+    let tags: Vec<Option<&str>> = match names {
+        [] => vec![None],
+        names => names.iter().map(ImageName::tag).collect(),
+    };
+    index.manifests.retain(|entry| {
+        let tag = entry["annotations"][TAG].as_str();
+        !tags.contains(&tag) && (tag.is_some() || entry["digest"] != digest.as_str())
+    });
+    let entry = |name: Option<&ImageName>| {
+        let mut annotations = BTreeMap::new();
+        if let Some(name) = name {
+            annotations.insert(NAME, name.to_string());
+            annotations.extend(name.tag().map(|tag| (TAG, tag.to_owned())));
+        }
+        serde_json::to_value(Entry {
+            media_type: MANIFEST,
+            digest: digest.clone(),
+            size: image.manifest.len(),
+            annotations,
+        })
+    };
+    if names.is_empty() {
+        index.manifests.push(entry(None)?);
+    }
+    for name in names {
+        index.manifests.push(entry(Some(name))?);
+    }
+    serde_json::to_vec(&index)
+}
+
+impl Image {
+    /// Writes the image into the layout in a directory, which is made if it is not there. Images of other tags stay; blobs that are there are not
+    /// written again.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be written, or a layer's file is damaged.
+    pub fn write_layout(&self, directory: &Path, names: &[ImageName]) -> Result<(), Error> {
+        let blobs = directory.join("blobs/sha256");
+        fs_err::create_dir_all(&blobs).map_err(|error| Error::io("make", &blobs, error))?;
+        for layer in &self.layers {
+            let path = blob_path(directory, layer.blob.digest);
+            let there = fs_err::metadata(&path)
+                .is_ok_and(|metadata| metadata.is_file() && metadata.len() == layer.blob.size);
+            if !there {
+                replace(&path, |file| layer.copy(file))?;
+            }
+        }
+        for document in [&self.config, &self.manifest] {
+            let path = blob_path(directory, Digest::of(document));
+            replace(&path, |file| put(&path, file, document))?;
+        }
+        let index = directory.join("index.json");
+        let old = match fs_err::read(&index) {
+            Ok(old) => Some(old),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::io("read", &index, error)),
+        };
+        let text = self::index(self, names, old.as_deref()).map_err(|source| Error::Json {
+            path: index.clone(),
+            what: "image index",
+            source,
+        })?;
+        let marker = directory.join("oci-layout");
+        replace(&marker, |file| put(&marker, file, MARKER.as_bytes()))?;
+        replace(&index, |file| put(&index, file, &text))
+    }
+}
+
+impl ImageLayer {
+    /// Copies the layer's file and checks that it is what it should be.
+    pub(super) fn copy(&self, to: &mut dyn Write) -> Result<(), Error> {
+        let path = &self.blob.path;
+        let mut file = fs_err::File::open(path).map_err(|error| Error::io("open", path, error))?;
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => {
+                    hash.update(&buffer[..count]);
+                    to.write_all(&buffer[..count])
+                        .map_err(|error| Error::io("write a copy of", path, error))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("read", path, error)),
+            }
+        }
+        let found = Digest(hash.finalize().into());
+        if found == self.blob.digest {
+            return Ok(());
+        }
+        Err(Error::Digest {
+            path: path.clone(),
+            what: "its digest",
+            expected: self.blob.digest,
+            found,
+        })
+    }
+}
+
+fn put(path: &Path, file: &mut dyn Write, text: &[u8]) -> Result<(), Error> {
+    file.write_all(text)
+        .map_err(|error| Error::io("write", path, error))
+}
+
+/// Writes beside the file and renames, so that half a file never has its name.
+fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(format!(".{}.tmp", std::process::id()));
+    let failed = |error| Error::io("write", path, error);
+    let written = fs_err::File::create(&unfinished)
+        .map_err(failed)
+        .and_then(|mut file| write(&mut file))
+        .and_then(|()| fs_err::rename(&unfinished, path).map_err(failed));
+    if written.is_err() {
+        let _ = fs_err::remove_file(&unfinished);
+    }
+    written
+}
