@@ -282,3 +282,198 @@ fn a_bill_lists_what_dpkg_lists() {
     assert_eq!(packages, listed);
     assert!(packages.len() > 50, "a Debian has more");
 }
+
+/// Fetches something of a repository from the registry, as any other program would.
+fn fetch(world: &World, host: &str, path: &str) -> Vec<u8> {
+    let mut command = std::process::Command::new("curl");
+    command.args([
+        "-sSf",
+        "-H",
+        "Accept: application/vnd.oci.image.manifest.v1+json",
+    ]);
+    let output = command
+        .arg(format!("http://{host}/v2/{path}"))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{path}: {output:?} {}",
+        world.store
+    );
+    output.stdout
+}
+
+#[test]
+fn pushed_images_are_signed_as_cosign_does_it() {
+    let Some(world) = World::new() else { return };
+    let Some(host) = obuild_fixtures::registry(obuild_fixtures::Registry::Plain) else {
+        return;
+    };
+    let repository = format!("signed-{}", std::process::id());
+    let image = format!("{host}/{repository}:1");
+    world.ok(&["key", "generate"]);
+    world.ok(&["key", "generate", "-o", "other"]);
+    world.spec(DATABASES);
+    let push = [
+        "run",
+        "spec.sexp",
+        "-t",
+        &image,
+        "--push",
+        "--metadata-file",
+        "metadata.json",
+    ];
+    let id = world.ok(&push);
+    let digest = read(&world, "metadata.json")["containerimage.digest"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let verify = |key: &str| world.run(&["verify-signature", &image, "--key", key]);
+    let ran = verify("obuild.pub");
+    assert_eq!(
+        (ran.status, ran.stdout.as_str()),
+        (1, ""),
+        "nobody has signed: {ran:#?}"
+    );
+
+    let signed = [
+        "--sign-key",
+        "obuild.key",
+        "--attest",
+        "type=provenance",
+        "--attest",
+        "type=sbom",
+    ];
+    world.ok(&[&push[..], &signed, &["--provenance", "provenance.json"]].concat());
+    let ran = verify("obuild.pub");
+    assert_eq!(ran.status, 0, "{ran:#?}");
+    let verified = json(&ran.stdout);
+    assert_eq!(verified["digest"], digest.as_str());
+    let hex = digest.strip_prefix("sha256:").unwrap();
+    let statements = verified["statements"].as_array().unwrap();
+    let kinds: Vec<&Value> = statements.iter().map(|it| &it["predicateType"]).collect();
+    assert_eq!(
+        kinds,
+        [
+            "https://slsa.dev/provenance/v1",
+            "https://spdx.dev/Document"
+        ]
+    );
+    for statement in statements {
+        assert_eq!(statement["subject"][0]["digest"]["sha256"], hex);
+    }
+    let spdx = statements[1]["predicate"].to_string();
+    assert!(spdx.contains("pkg:opam/dune@3.16.0"), "{spdx}");
+    // In the file there is the same statement, about the image, signed too.
+    let file = json(&world.ok(&[
+        "verify-signature",
+        "--file",
+        "provenance.json",
+        "--key",
+        "obuild.pub",
+    ]));
+    assert_eq!(file, statements[0]);
+    let ran = verify("other.pub");
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:#?}");
+
+    // What cosign's specification asks for.
+    let tag = |suffix: &str| format!("{repository}/manifests/sha256-{hex}.{suffix}");
+    let manifest = json(&String::from_utf8(fetch(&world, &host, &tag("sig"))).unwrap());
+    assert_eq!(
+        manifest["mediaType"],
+        "application/vnd.oci.image.manifest.v1+json"
+    );
+    assert_eq!(manifest["subject"]["digest"], digest.as_str());
+    let layer = &manifest["layers"][0];
+    assert_eq!(
+        layer["mediaType"],
+        "application/vnd.dev.cosign.simplesigning.v1+json"
+    );
+    let payload = fetch(
+        &world,
+        &host,
+        &format!("{repository}/blobs/{}", layer["digest"].as_str().unwrap()),
+    );
+    let document = json(&String::from_utf8(payload.clone()).unwrap());
+    assert_eq!(
+        document["critical"]["image"]["docker-manifest-digest"],
+        digest.as_str()
+    );
+    let statements = json(&String::from_utf8(fetch(&world, &host, &tag("att"))).unwrap());
+    let layer_of_statement = &statements["layers"][0];
+    assert_eq!(
+        layer_of_statement["mediaType"],
+        "application/vnd.dsse.envelope.v1+json"
+    );
+    assert_eq!(
+        layer_of_statement["annotations"]["predicateType"],
+        "https://slsa.dev/provenance/v1"
+    );
+    // OpenSSL takes the signature, as any program would that knows the format.
+    let signature = layer["annotations"]["dev.cosignproject.cosign/signature"]
+        .as_str()
+        .unwrap();
+    world.write("payload", &payload);
+    world.write("signature.b64", format!("{signature}\n"));
+    let script = "base64 -d signature.b64 > signature && openssl dgst -sha256 -verify obuild.pub -signature signature payload";
+    let mut shell = std::process::Command::new("sh");
+    let told = shell
+        .args(["-c", script])
+        .current_dir(world.directory.path())
+        .output()
+        .unwrap();
+    assert!(told.status.success(), "{told:?}");
+
+    // Again nothing is added; another key's signature and statement go beside it.
+    world.ok(&[&push[..], &signed].concat());
+    world.ok(&["sbom", &id, "--format", "cyclonedx", "-o", "bill.json"]);
+    world.ok(&[
+        "sign",
+        &image,
+        "--key",
+        "other.key",
+        "--attest",
+        "bill.json",
+    ]);
+    let count = |suffix: &str| {
+        let manifest = json(&String::from_utf8(fetch(&world, &host, &tag(suffix))).unwrap());
+        manifest["layers"].as_array().unwrap().len()
+    };
+    assert_eq!((count("sig"), count("att")), (2, 3));
+    let theirs = verify("other.pub");
+    assert_eq!(theirs.status, 0, "{theirs:#?}");
+    let theirs = json(&theirs.stdout);
+    assert_eq!(theirs["statements"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        theirs["statements"][0]["predicateType"],
+        "https://cyclonedx.org/bom"
+    );
+
+    // What cannot be done is said before anything is.
+    for arguments in [
+        &["run", "spec.sexp", "--sign-key", "obuild.key"][..],
+        &[
+            "push",
+            &id,
+            &image,
+            "--sign-key",
+            "obuild.key",
+            "--attest",
+            "type=provenance",
+        ],
+        &["push", &id, &image, "--attest", "type=sbom"],
+        &[
+            "push",
+            &id,
+            &image,
+            "--sign-key",
+            "obuild.key",
+            "--attest",
+            "type=nothing",
+        ],
+    ] {
+        let ran = world.run(arguments);
+        assert_eq!(ran.status, 2, "{arguments:?}: {ran:#?}");
+    }
+    world.assert_clean();
+}

@@ -33,6 +33,7 @@ pub(crate) const TEST: &[Need] = &[
         "debian-archive-keyring",
     ),
     (Sign::Program("openssl"), "openssl"),
+    (Sign::Program("curl"), "curl"),
     (Sign::Program("tar"), "tar"),
     (Sign::Program("xz"), "xz-utils"),
     (Sign::Program("mkfs.ext4"), "e2fsprogs"),
