@@ -15,6 +15,11 @@ impl Digest {
         &self.0
     }
 
+    /// Takes a digest that was computed elsewhere.
+    pub fn from_bytes(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+
     /// Hashes bytes in memory.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())

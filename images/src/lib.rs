@@ -24,6 +24,7 @@ mod platform;
 mod reference;
 pub mod registry;
 mod resolve;
+mod reuse;
 pub mod sbom;
 mod stamp;
 mod stream;
@@ -45,6 +46,7 @@ pub use layer::{
 pub use platform::Platform;
 pub use reference::Reference;
 pub use resolve::{Pull, ResolveOptions, Resolved, Tools, resolve};
+pub use reuse::BaseLayer;
 pub use stamp::{FileDigests, FileStamp, NoDigests};
 pub use unpack::Error as UnpackError;
 
