@@ -4,8 +4,8 @@
 mod archive;
 
 pub(crate) use archive::{
-    ArchiveGc, ArchiveImage, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
-    ArchiveVerify, LogFormat,
+    ArchiveDeploy, ArchiveGc, ArchiveImage, ArchiveImageOptions, ArchiveImport, ArchiveIndex,
+    ArchiveServe, ArchiveStatus, ArchiveSync, ArchiveVerify, LogFormat,
 };
 
 use crate::outputs::parse_compression;
@@ -789,6 +789,8 @@ pub(crate) enum ArchiveCommand {
     Serve(ArchiveServe),
     /// Make an image of the archive, of which only what is new is pushed
     Image(ArchiveImage),
+    /// From merge to live: sync, make the image, push it, run a command
+    Deploy(ArchiveDeploy),
 }
 
 /// `obuild archive check`.

@@ -316,18 +316,34 @@ pub(crate) struct ArchiveImage {
     /// The directory of the archive
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) directory: PathBuf,
-    /// Push to this name, if the image is not what was pushed there the last time; may be given more than once
-    #[arg(long, value_name = "REG/REPO:TAG")]
-    pub(crate) push: Vec<String>,
-    /// Also push what was pushed the last time
-    #[arg(long, requires = "push")]
-    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) image: ArchiveImageOptions,
     /// Write an OCI image layout
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) to: Option<PathBuf>,
     /// The image's name in the layout
     #[arg(long, value_name = "TAG", requires = "to")]
     pub(crate) tag: Option<String>,
+    /// Only tell what would be added, merged and pushed
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    /// How to report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+    /// How to show progress
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) progress: ProgressKind,
+}
+
+/// What goes into an image of an archive, and where it goes.
+#[derive(Debug, Args)]
+pub(crate) struct ArchiveImageOptions {
+    /// Push to this name, if the image is not what was pushed there the last time; may be given more than once
+    #[arg(long, value_name = "REG/REPO:TAG")]
+    pub(crate) push: Vec<String>,
+    /// Also push what was pushed the last time
+    #[arg(long, requires = "push")]
+    pub(crate) force: bool,
     /// The image below: a name in a registry, or oci:PATH[:TAG]
     #[arg(long, value_name = "IMAGE", default_value = "scratch")]
     pub(crate) base: String,
@@ -340,13 +356,22 @@ pub(crate) struct ArchiveImage {
     /// The pages of a site, for /srv/www
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) site: Option<PathBuf>,
-    /// Only tell what would be added, merged and pushed
-    #[arg(short = 'n', long)]
-    pub(crate) dry_run: bool,
-    /// How to report
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: Format,
-    /// How to show progress
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) progress: ProgressKind,
+}
+
+/// `obuild archive deploy`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The stages are sync, image, push and command; each does only what is left to do, so that a deployment that failed is run again \
+with the same command. Nothing new in the repository and nothing left to do: nothing is done.\n\n\
+Exit status: 0 done, 1 archives did not come or the command failed (the rest is done), 2 the usage is wrong, 3 the repository, the registry or \
+the disk failed, 130 interrupted."
+)]
+pub(crate) struct ArchiveDeploy {
+    #[command(flatten)]
+    pub(crate) sync: ArchiveSync,
+    #[command(flatten)]
+    pub(crate) image: ArchiveImageOptions,
+    /// Run this shell command when the image is new; its environment says `OBUILD_IMAGE` and `OBUILD_COMMIT`
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub(crate) then: Option<String>,
 }

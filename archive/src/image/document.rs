@@ -53,7 +53,10 @@ pub(super) fn config(config: &ImageConfig, layers: &[Layer]) -> Vec<u8> {
             .iter()
             .map(|member| (member.clone(), json!({})))
             .collect();
-        set(name, (!members.is_empty()).then(|| Value::Object(members)));
+        set(
+            name,
+            (!members.is_empty()).then_some(Value::Object(members)),
+        );
     }
     let or = |value: &str, default: &str| if value.is_empty() { default } else { value }.to_owned();
     let mut document = json!({

@@ -373,13 +373,12 @@ impl Plan {
         let mut layers = Vec::new();
         let mut records = Vec::new();
         for planned in self.layers {
-            let digest = match planned.digest {
-                Some(digest) => digest,
-                None => {
-                    let (digest, size) = stream::measure(planned.parts.pieces(&self.cache), tick)?;
-                    debug_assert_eq!(size, planned.size, "the layer is what was planned");
-                    Digest::from_bytes(digest)
-                }
+            let digest = if let Some(digest) = planned.digest {
+                digest
+            } else {
+                let (digest, size) = stream::measure(planned.parts.pieces(&self.cache), tick)?;
+                debug_assert_eq!(size, planned.size, "the layer is what was planned");
+                Digest::from_bytes(digest)
             };
             let layer = match planned.parts {
                 Parts::Base(base) => Layer {

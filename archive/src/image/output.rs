@@ -35,7 +35,7 @@ impl ArchiveImage {
         &mut self,
         client: &Client,
         name: &ImageName,
-        options: PushOptions<'_>,
+        options: &mut PushOptions<'_>,
     ) -> Result<Option<PushReport>, ImageError> {
         let place = name.to_string();
         let manifest = self.digest().to_string();

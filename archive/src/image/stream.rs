@@ -112,7 +112,7 @@ pub(super) fn directories<'a>(files: impl Iterator<Item = &'a str>) -> Vec<u8> {
 }
 
 fn end() -> Vec<u8> {
-    vec![0; 2 * BLOCK as usize]
+    [0; 512].repeat(2)
 }
 
 fn open(path: &Path, size: u64) -> io::Result<fs::File> {

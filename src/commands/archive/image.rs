@@ -3,7 +3,7 @@
 
 use super::existing;
 use super::meter::run_blocking;
-use crate::cli::{ArchiveImage, Format, Global};
+use crate::cli::{ArchiveImage, ArchiveImageOptions, Format, Global, ProgressKind};
 use crate::commands::{print, print_json};
 use crate::config::Config;
 use crate::failure::Failure;
@@ -11,96 +11,150 @@ use crate::values::size;
 use anyhow::Result;
 use bstr::BString;
 use obuild_archive::cache::Lock;
-use obuild_archive::image::{
-    Action, Contents, ImageError, ImageOptions, Plan, PlannedLayer, PushOptions, plan,
-};
+use obuild_archive::image::{Action, Contents, ImageError, Plan, PlannedLayer, PushOptions, plan};
 use obuild_images::registry::{Client, ImageName, PushReport};
 use obuild_images::{NoDigests, Reference, ResolveOptions, Tools, resolve};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// What became of the image at one name.
-struct Pushed {
-    name: ImageName,
+pub(super) struct Pushed {
+    pub(super) name: ImageName,
     /// Nothing if it was there already.
-    report: Option<PushReport>,
+    pub(super) report: Option<PushReport>,
+}
+
+impl Pushed {
+    pub(super) fn to_json(&self) -> Value {
+        let name = self.name.to_string();
+        match &self.report {
+            Some(report) => json!({
+                "name": name,
+                "sent_bytes": report.sent_bytes,
+                "spared_bytes": report.spared_bytes,
+                "requests": report.requests,
+            }),
+            None => json!({"name": name, "skipped": true}),
+        }
+    }
 }
 
 pub(crate) fn run(global: &Global, options: &ArchiveImage) -> Result<()> {
     existing(&options.directory)?;
-    if options.push.is_empty() && options.to.is_none() && !options.dry_run {
+    if options.image.push.is_empty() && options.to.is_none() && !options.dry_run {
         return Err(Failure::usage("nobody gets the image")
             .hint(
                 "name a registry with --push or a directory with --to, or only look with --dry-run",
             )
             .into());
     }
-    let names: Vec<ImageName> = options
-        .push
-        .iter()
-        .map(|name| {
-            name.parse()
-                .map_err(|error| Failure::usage(format!("{error}")))
-        })
-        .collect::<Result<_, Failure>>()?;
-    let config = Config::read(global)?;
-    let client = config.registry_client_in(&options.directory.join(".obuild/image/registry"));
-    let lock = Lock::take(&options.directory, || true)?;
-    let settings = settings(options, &client)?;
-    let plan = plan(&options.directory, &settings)?;
-    let planned = plan.layers.clone();
-    let will = (plan.new, to_send(&plan, &names));
+    let work = Work::plan(global, &options.directory, &options.image)?;
     if options.dry_run {
         return match options.format {
-            Format::Json => print_json(&to_json(&planned, will, &[], None)),
-            Format::Text => print(plan_text(&planned, will, &names)),
+            Format::Json => print_json(&to_json(&work.planned, work.will, &[], None)),
+            Format::Text => print(plan_text(&work.planned, work.will, &work.names)),
         };
     }
-    let (to, tag, force) = (options.to.clone(), options.tag.clone(), options.force);
-    let done = run_blocking(options.progress, "packed", move |counters, stop| {
-        let _lock = lock;
-        let mut tick = |bytes: u64| {
-            counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-            stop.is_cancelled()
-        };
-        let cancelled = || stop.is_cancelled();
-        let make = || -> Result<_, ImageError> {
-            let mut image = plan.make(&mut tick)?;
-            if let Some(root) = &to {
-                image.write_layout(root, tag.as_deref())?;
-            }
-            let mut pushed = Vec::new();
-            for name in names {
-                let mut before = 0;
-                let mut progress = |now: obuild_images::registry::PushProgress| {
-                    counters
-                        .bytes
-                        .fetch_add(now.done_bytes - before, Ordering::Relaxed);
-                    before = now.done_bytes;
-                };
-                let push = PushOptions {
-                    progress: &mut progress,
-                    cancelled: &cancelled,
-                    force,
-                };
-                let report = image.push(&client, &name, push)?;
-                pushed.push(Pushed { name, report });
-            }
-            Ok((image.digest(), pushed))
-        };
-        Ok(make())
-    })?;
-    let (digest, pushed) = done?;
+    let layout = options.to.clone().map(|to| (to, options.tag.clone()));
+    let (planned, will) = (work.planned.clone(), work.will);
+    let (digest, pushed) = work.make(options.progress, layout)?;
     match options.format {
-        Format::Json => print_json(&to_json(&planned, will, &pushed, Some(&digest.to_string()))),
-        Format::Text => print(done_text(&planned, will.0, &pushed, &digest.to_string())),
+        Format::Json => print_json(&to_json(&planned, will, &pushed, Some(&digest))),
+        Format::Text => print(done_text(&planned, will.0, &pushed, &digest)),
     }
 }
 
-fn settings(options: &ArchiveImage, client: &Arc<Client>) -> Result<ImageOptions> {
+/// An image that is planned.
+pub(super) struct Work {
+    lock: Lock,
+    plan: Plan,
+    client: Arc<Client>,
+    names: Vec<ImageName>,
+    force: bool,
+    pub(super) planned: Vec<PlannedLayer>,
+    /// Archives that are new and their bytes; bytes to be sent.
+    will: ((u64, u64), u64),
+}
+
+impl Work {
+    pub(super) fn plan(
+        global: &Global,
+        directory: &Path,
+        options: &ArchiveImageOptions,
+    ) -> Result<Self> {
+        let names: Vec<ImageName> = options
+            .push
+            .iter()
+            .map(|name| {
+                name.parse()
+                    .map_err(|error| Failure::usage(format!("{error}")))
+            })
+            .collect::<Result<_, Failure>>()?;
+        let config = Config::read(global)?;
+        let client = config.registry_client_in(&directory.join(".obuild/image/registry"));
+        let lock = Lock::take(directory, || true)?;
+        let settings = settings(options, &client)?;
+        let plan = plan(directory, &settings)?;
+        Ok(Self {
+            lock,
+            planned: plan.layers.clone(),
+            will: (plan.new, to_send(&plan, &names)),
+            client,
+            names,
+            force: options.force,
+            plan,
+        })
+    }
+
+    /// Makes the image, writes it into a layout if there is to be one, and pushes it. Returns its digest.
+    pub(super) fn make(
+        self,
+        progress: ProgressKind,
+        layout: Option<(PathBuf, Option<String>)>,
+    ) -> Result<(String, Vec<Pushed>)> {
+        let done = run_blocking(progress, "packed", move |counters, stop| {
+            let _lock = self.lock;
+            let mut tick = |bytes: u64| {
+                counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+                stop.is_cancelled()
+            };
+            let cancelled = || stop.is_cancelled();
+            let make = || -> Result<_, ImageError> {
+                let mut image = self.plan.make(&mut tick)?;
+                if let Some((root, tag)) = &layout {
+                    image.write_layout(root, tag.as_deref())?;
+                }
+                let mut pushed = Vec::new();
+                for name in self.names {
+                    let mut before = 0;
+                    let mut progress = |now: obuild_images::registry::PushProgress| {
+                        let more = now.done_bytes.saturating_sub(before);
+                        counters.bytes.fetch_add(more, Ordering::Relaxed);
+                        before = now.done_bytes;
+                    };
+                    let mut push = PushOptions {
+                        progress: &mut progress,
+                        cancelled: &cancelled,
+                        force: self.force,
+                    };
+                    let report = image.push(&self.client, &name, &mut push)?;
+                    pushed.push(Pushed { name, report });
+                }
+                Ok((image.digest().to_string(), pushed))
+            };
+            Ok(make())
+        })?;
+        Ok(done?)
+    }
+}
+
+fn settings(
+    options: &ArchiveImageOptions,
+    client: &Arc<Client>,
+) -> Result<obuild_archive::image::ImageOptions> {
     let reference: Reference = options.base.parse()?;
     let resolved = resolve(
         &reference,
@@ -120,7 +174,7 @@ fn settings(options: &ArchiveImage, client: &Arc<Client>) -> Result<ImageOptions
         config.entrypoint = Some(vec!["/usr/bin/obuild".into()]);
         config.cmd = Some(["archive", "serve", "/srv"].map(BString::from).to_vec());
     }
-    Ok(ImageOptions {
+    Ok(obuild_archive::image::ImageOptions {
         base: resolved.layers()?,
         config,
         program: options.program.clone(),
@@ -167,18 +221,7 @@ fn to_json(
             json!({"contents": what(layer), "action": verb, "merged": packs, "bytes": layer.size})
         })
         .collect();
-    let pushed: Vec<Value> = pushed
-        .iter()
-        .map(|pushed| match &pushed.report {
-            Some(report) => json!({
-                "name": pushed.name.to_string(),
-                "sent_bytes": report.sent_bytes,
-                "spared_bytes": report.spared_bytes,
-                "requests": report.requests,
-            }),
-            None => json!({"name": pushed.name.to_string(), "skipped": true}),
-        })
-        .collect();
+    let pushed: Vec<Value> = pushed.iter().map(Pushed::to_json).collect();
     json!({
         "digest": digest,
         "new": {"archives": new.0, "bytes": new.1},

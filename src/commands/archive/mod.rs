@@ -2,6 +2,7 @@
 //! `obuild archive`: the opam world's source archive and index.
 
 mod check;
+mod deploy;
 mod gc;
 mod image;
 mod import;
@@ -34,6 +35,7 @@ pub(crate) fn run(global: &Global, command: &ArchiveCommand) -> Result<()> {
         ArchiveCommand::Import(options) => import::run(options),
         ArchiveCommand::Serve(options) => serve::run(options),
         ArchiveCommand::Image(options) => image::run(global, options),
+        ArchiveCommand::Deploy(options) => deploy::run(global, options),
     }
 }
 

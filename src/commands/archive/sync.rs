@@ -19,14 +19,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) fn run(options: &ArchiveSync) -> Result<()> {
-    let wanted = sync_options(options)?;
-    let report = runtime()?.block_on(async {
-        let stop = CancellationToken::new();
-        watch_signals(&stop)?;
-        let progress = Arc::new(Progress::default());
-        let work = sync(&wanted, &progress, &stop);
-        anyhow::Ok(shown(options.progress, &progress, "fetched", work).await?)
-    })?;
+    let report = perform(options)?;
     match options.format {
         Format::Json => print_json(&to_json(&report))?,
         Format::Text => print(to_text(&report, options))?,
@@ -35,6 +28,18 @@ pub(crate) fn run(options: &ArchiveSync) -> Result<()> {
         return Err(Negative.into());
     }
     Ok(())
+}
+
+/// Syncs, and shows how far it is.
+pub(super) fn perform(options: &ArchiveSync) -> Result<Report> {
+    let wanted = sync_options(options)?;
+    runtime()?.block_on(async {
+        let stop = CancellationToken::new();
+        watch_signals(&stop)?;
+        let progress = Arc::new(Progress::default());
+        let work = sync(&wanted, &progress, &stop);
+        Ok(shown(options.progress, &progress, "fetched", work).await?)
+    })
 }
 
 fn sync_options(options: &ArchiveSync) -> Result<SyncOptions> {
@@ -83,7 +88,7 @@ fn fields(options: &ArchiveSync) -> Result<Option<Fields>> {
     Ok(Some(fields))
 }
 
-fn to_json(report: &Report) -> Value {
+pub(super) fn to_json(report: &Report) -> Value {
     let problems: Vec<Value> = report
         .problems
         .iter()
@@ -125,7 +130,7 @@ fn to_json(report: &Report) -> Value {
 const SHOWN: usize = 20;
 
 // Writing to a string cannot fail.
-fn to_text(report: &Report, options: &ArchiveSync) -> String {
+pub(super) fn to_text(report: &Report, options: &ArchiveSync) -> String {
     let mut out = String::new();
     for problem in report.problems.iter().take(SHOWN) {
         let (path, note) = (&problem.path, &problem.note);
