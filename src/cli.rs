@@ -114,6 +114,14 @@ pub(crate) enum Command {
     Shell(Shell),
     /// Write a step's result as an image, or its tree
     Export(Export),
+    /// Tell which packages a result holds: a software bill of materials
+    Sbom(Sbom),
+    /// Make keys that sign
+    Key(Key),
+    /// Sign an image in a registry, as cosign does
+    Sign(Sign),
+    /// Verify an image's signature, or a signed statement, and print what was signed
+    VerifySignature(VerifySignature),
     /// Push a step's result to a registry
     Push(Push),
     /// Show what differs between two results
@@ -246,6 +254,9 @@ pub(crate) struct Run {
     /// Record the digest of the result and of all that it stands on, which obuild store check else does later
     #[arg(long)]
     pub(crate) record_digests: bool,
+    /// Write into this file how the result was built: SLSA provenance; records digests too
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) provenance: Option<PathBuf>,
     /// Keep the tree of a step that fails, for obuild shell
     #[arg(long)]
     pub(crate) keep_failed: bool,
@@ -336,6 +347,12 @@ pub(crate) struct ImageOptions {
     /// Write the image's id to a file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) iidfile: Option<PathBuf>,
+    /// Attach a signed statement to the pushed image: type=provenance or type=sbom
+    #[arg(long, value_name = "ATTEST", requires = "sign_key")]
+    pub(crate) attest: Vec<String>,
+    /// Sign the pushed image, what is attached to it and the provenance with this private key
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) sign_key: Option<PathBuf>,
 }
 
 /// What becomes a layer.
@@ -526,6 +543,83 @@ pub(crate) struct Diff {
     /// How to print
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
+}
+
+/// `obuild sbom`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The databases of dpkg, apk and opam are read. The same result gives the same bytes: the time in the document is \
+SOURCE_DATE_EPOCH, or else that of the build."
+)]
+pub(crate) struct Sbom {
+    /// A step's id, or its beginning
+    pub(crate) id: String,
+    /// The document's format
+    #[arg(long, value_name = "FORMAT", default_value = "spdx")]
+    pub(crate) format: SbomFormat,
+    /// Write it into this file instead of to standard output
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// The formats of bills of materials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SbomFormat {
+    /// SPDX 2.3
+    Spdx,
+    /// `CycloneDX` 1.6
+    #[value(name = "cyclonedx")]
+    CycloneDx,
+}
+
+/// `obuild key`.
+#[derive(Debug, Args)]
+pub(crate) struct Key {
+    #[command(subcommand)]
+    pub(crate) command: KeyCommand,
+}
+
+/// The subcommands of `obuild key`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a pair of keys, ECDSA P-256, that cosign reads too
+    Generate(KeyGenerate),
+}
+
+/// `obuild key generate`.
+#[derive(Debug, Args)]
+pub(crate) struct KeyGenerate {
+    /// Write PREFIX.key, which is not encrypted, and PREFIX.pub
+    #[arg(short, long, value_name = "PREFIX", default_value = "obuild", value_hint = ValueHint::FilePath)]
+    pub(crate) output: PathBuf,
+}
+
+/// `obuild sign`.
+#[derive(Debug, Args)]
+pub(crate) struct Sign {
+    /// The image: REGISTRY/NAME:TAG, or with @DIGEST
+    pub(crate) image: String,
+    /// The private key
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) key: PathBuf,
+    /// Also attach what this file says, signed, as said of the image: unsigned provenance, or a bill of materials; may be repeated
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) attest: Vec<PathBuf>,
+}
+
+/// `obuild verify-signature`.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit status: 0 the signature is by the key, 1 it is not.")]
+pub(crate) struct VerifySignature {
+    /// An image in a registry: REGISTRY/NAME:TAG, or with @DIGEST
+    #[arg(required_unless_present = "file")]
+    pub(crate) image: Option<String>,
+    /// Instead of an image a signed statement, in an envelope as run --provenance --sign-key writes it
+    #[arg(long, value_name = "FILE", conflicts_with = "image", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// The public key
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) key: PathBuf,
 }
 
 /// `obuild delete`.

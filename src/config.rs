@@ -31,6 +31,7 @@ pub(crate) struct Config {
     pub(crate) timeout: Option<String>,
     pub(crate) progress: Option<ProgressKind>,
     pub(crate) record_digests: Option<bool>,
+    pub(crate) builder_id: Option<String>,
     /// What is special about registries, by host.
     #[serde(default)]
     pub(crate) registry: BTreeMap<String, Registry>,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The `obuild` command: command line, progress, wiring. No build logic: one file a subcommand in `commands`.
 
+mod attest;
 mod cli;
 mod commands;
 mod config;
@@ -58,6 +59,7 @@ fn become_root(command: &Command) -> anyhow::Result<()> {
         | Command::Fmt(_)
         | Command::Dockerfile(_)
         | Command::Graph(_)
+        | Command::Key(_)
         | Command::Completions(_)
         | Command::Man(_) => Ok(()),
         _ => Ok(obuild_rootless::enter()?),
@@ -79,6 +81,10 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Inspect(options) => commands::inspect::run(global, options),
         Command::Shell(options) => commands::shell::run(global, options),
         Command::Export(options) => commands::export::run(global, options),
+        Command::Sbom(options) => commands::sbom::run(global, options),
+        Command::Key(options) => commands::key::run(&options.command),
+        Command::Sign(options) => commands::sign::run(global, options),
+        Command::VerifySignature(options) => commands::verify_signature::run(global, options),
         Command::Push(options) => commands::push::run(global, options),
         Command::Diff(options) => commands::diff::run(global, options),
         Command::Verify(options) => commands::verify::run(global, options),

@@ -16,6 +16,7 @@ mod job;
 mod lock;
 mod log;
 mod maintenance;
+mod provenance;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -28,6 +29,7 @@ pub use images::ImageSettings;
 pub use job::sandbox_rootfs;
 pub use maintenance::{PruneOptions, Pruned, Usage};
 pub use obuild_stores::{Finding, FindingKind};
+pub use provenance::BuiltStep;
 pub use upkeep::{CheckOptions, CheckReport, CopyOptions, CopyReport, Health, Progress, StoreInfo};
 
 use bstr::BString;

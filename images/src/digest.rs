@@ -45,7 +45,7 @@ impl Digest {
     }
 
     /// Returns the hexadecimal digits alone: the blob's file name.
-    pub(crate) fn digits(&self) -> String {
+    pub fn digits(&self) -> String {
         hex::encode(self.0)
     }
 }

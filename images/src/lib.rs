@@ -6,6 +6,7 @@
 
 mod apt;
 mod architecture;
+pub mod attest;
 mod config;
 mod debootstrap;
 mod digest;
@@ -17,12 +18,14 @@ mod import;
 mod layer;
 mod layout;
 mod lock;
+mod material;
 mod owners;
 mod platform;
 mod reference;
 pub mod registry;
 mod resolve;
 mod reuse;
+pub mod sbom;
 mod stamp;
 mod stream;
 mod tail;

@@ -3,6 +3,7 @@
 
 use super::run::{tools, watch_signals};
 use super::{open_engine, runtime};
+use crate::attest::Attachments;
 use crate::cli::{Export, Global};
 use crate::config::Config;
 use crate::failure::Failure;
@@ -24,6 +25,10 @@ pub(crate) fn run(global: &Global, options: &Export) -> Result<()> {
         let cancel = CancellationToken::new();
         watch_signals(&cancel)?;
         let id = engine.find(&options.id).await?;
-        outputs.write(&engine, client, id, &cancel).await
+        let attach = Attachments::parse(&options.outputs.image, outputs.pushes(), false, false)?;
+        let pushed = outputs.write(&engine, client.clone(), id, &cancel).await?;
+        attach
+            .attach(&engine, client, id, pushed, None, &cancel)
+            .await
     })
 }

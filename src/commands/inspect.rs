@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 
 pub(crate) fn run(global: &Global, options: &Id) -> Result<()> {
     let engine = open_engine(global)?;
-    let (id, steps) = runtime()?.block_on(async {
+    let (id, steps, digest) = runtime()?.block_on(async {
         let id = engine.find(&options.id).await?;
-        Ok::<_, obuild_engine::Error>((id, engine.sized_steps().await?))
+        let digest = engine.tree_digest(id).await?;
+        Ok::<_, obuild_engine::Error>((id, engine.sized_steps().await?, digest))
     })?;
     let mut value = steps
         .iter()
@@ -31,6 +32,7 @@ pub(crate) fn run(global: &Global, options: &Id) -> Result<()> {
             Rootfs::Overlay(mount) => json!({"overlay": {"lower": mount.lower}}),
         });
     let log = engine.log_path(id);
+    value["digest"] = json!(digest);
     value["children"] = Value::Array(children);
     value["log"] = if log.exists() {
         json!(log)

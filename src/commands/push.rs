@@ -3,6 +3,7 @@
 
 use super::run::{tools, watch_signals};
 use super::{open_engine, runtime};
+use crate::attest::Attachments;
 use crate::cli::{Global, OutputOptions, Push};
 use crate::config::Config;
 use crate::outputs::Outputs;
@@ -17,6 +18,7 @@ pub(crate) fn run(global: &Global, options: &Push) -> Result<()> {
         image: options.image.clone(),
     };
     let outputs = Outputs::parse(&wanted, None, options.quiet)?;
+    let attach = Attachments::parse(&options.image, true, false, false)?;
     let config = Config::read(global)?;
     let engine = open_engine(global)?;
     let client = tools(&config, engine.store()).registry;
@@ -24,6 +26,9 @@ pub(crate) fn run(global: &Global, options: &Push) -> Result<()> {
         let cancel = CancellationToken::new();
         watch_signals(&cancel)?;
         let id = engine.find(&options.id).await?;
-        outputs.write(&engine, client, id, &cancel).await
+        let pushed = outputs.write(&engine, client.clone(), id, &cancel).await?;
+        attach
+            .attach(&engine, client, id, pushed, None, &cancel)
+            .await
     })
 }

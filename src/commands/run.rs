@@ -2,15 +2,17 @@
 //! `obuild run SPEC [CONTEXT]`: build a spec.
 
 use super::{open_sandbox, open_store, parse_spec, print, read_spec, runtime};
+use crate::attest::{Attachments, Known, document, image_subject, tree_subject};
 use crate::cli::{Global, ProgressKind, PullWhen, Run};
 use crate::config::{Config, proxies};
 use crate::failure::Failure;
-use crate::outputs::Outputs;
+use crate::outputs::{Outputs, write_to};
 use crate::progress;
 use crate::values::{parse_duration, parse_size};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bstr::BString;
 use obuild_engine::{BuildResult, Engine, NoCache, Settings};
+use obuild_images::attest::{PROVENANCE, Statement};
 use obuild_images::{Pull, Resolved, Tools};
 use obuild_sandboxes::{Limits, Sandbox};
 use obuild_specs::{BaseInfo, Diagnostic, Plan, Spec, StepId};
@@ -55,6 +57,13 @@ pub(crate) fn build_spec(
         .map(|text| secret(text))
         .collect::<Result<HashMap<_, _>>>()?;
     let limits = limits(options, &config)?;
+    // A key that cannot be used is found out before the build, not after it.
+    let attach = Attachments::parse(
+        &options.outputs.image,
+        outputs.pushes(),
+        true,
+        options.provenance.is_some(),
+    )?;
     let kind = progress_kind(options.quiet, options.progress, &config);
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(global, &options.sandbox, &config, &*store)?;
@@ -92,15 +101,34 @@ pub(crate) fn build_spec(
             no_cache,
             replay: matches!(kind, ProgressKind::Plain | ProgressKind::Json),
         };
-        let record = options.record_digests || config.record_digests.unwrap_or(false);
+        let record = options.record_digests
+            || config.record_digests.unwrap_or(false)
+            || options.provenance.is_some();
+        let known = (options.provenance.is_some() || attach.provenance)
+            .then(|| Known::new(&file, &text, &plan, &bases, &engine, &settings, options));
         let result = build(&engine, plan, bases, settings, kind, colour, cancel.clone()).await?;
         if record {
             engine
                 .record_digests(vec![result.snapshot], &cancel)
                 .await?;
         }
-        outputs
-            .write(&engine, client, result.snapshot, &cancel)
+        let pushed = outputs
+            .write(&engine, client.clone(), result.snapshot, &cancel)
+            .await?;
+        let predicate = known.map(|known| known.provenance(&result, &config));
+        let predicate = predicate.transpose()?;
+        if let (Some(path), Some(predicate)) = (&options.provenance, &predicate) {
+            let subjects = match pushed.as_slice() {
+                [] => vec![tree_subject(&engine, &result).await?],
+                pushed => pushed.iter().map(image_subject).collect(),
+            };
+            let statement = Statement::new(subjects, PROVENANCE, predicate.clone());
+            let document = document(&statement, attach.key.as_ref())?;
+            write_to(path, |file| Ok(writeln!(file, "{document:#}")?))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        attach
+            .attach(&engine, client, result.snapshot, pushed, predicate, &cancel)
             .await?;
         anyhow::Ok(result)
     })?;

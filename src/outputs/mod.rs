@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::values;
 use anyhow::{Context, Result};
 use obuild_engine::{Engine, ImageSettings};
-use obuild_images::registry::{Client, ImageName, PushProgress, push};
+use obuild_images::registry::{Client, ImageName, PushProgress, Signed, push};
 use obuild_images::{ArchiveFormat, Compression, Image, LayerOptions, Times, tree};
 use obuild_stores::SnapshotId;
 pub(crate) use output::parse_compression;
@@ -131,16 +131,16 @@ impl Outputs {
         self.places.iter().any(Output::to_stdout)
     }
 
-    /// Writes everything that was asked for.
+    /// Writes everything that was asked for. Returns the images that were pushed.
     pub(crate) async fn write(
         mut self,
         engine: &Arc<Engine>,
         client: Option<Arc<Client>>,
         id: SnapshotId,
         cancel: &CancellationToken,
-    ) -> Result<()> {
+    ) -> Result<Vec<Signed>> {
         if self.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let wants_image = self.metadata_file.is_some()
             || self.iidfile.is_some()
@@ -159,6 +159,7 @@ impl Outputs {
         let token = cancel.clone();
         tokio::task::spawn_blocking(move || {
             let cancelled = || token.is_cancelled();
+            let mut pushed = Vec::new();
             for output in &self.places {
                 match (&image, output.kind) {
                     (_, Kind::Tar | Kind::Local) => self.tree(output, &engine, id, &cancelled)?,
@@ -167,6 +168,7 @@ impl Outputs {
                             .as_deref()
                             .ok_or_else(|| Failure::host("there is no client for registries"))?;
                         self.push(image, client, &cancelled)?;
+                        pushed = self.pushed(image);
                     }
                     (Some(image), _) => self.image(output, image)?,
                     (None, _) => {}
@@ -175,7 +177,7 @@ impl Outputs {
             if let Some(image) = &image {
                 self.metadata(image)?;
             }
-            Ok(())
+            Ok(pushed)
         })
         .await
         .context("writing the outputs ended early")?
@@ -234,6 +236,18 @@ impl Outputs {
             }
         }
         Ok(())
+    }
+
+    fn pushed(&self, image: &Image) -> Vec<Signed> {
+        let digest = image.digest();
+        let names = self.names.iter().cloned();
+        names.map(|name| Signed { name, digest }).collect()
+    }
+
+    /// Returns whether an image is to be pushed.
+    pub(crate) fn pushes(&self) -> bool {
+        let mut kinds = self.places.iter().map(|output| output.kind);
+        kinds.any(|kind| matches!(kind, Kind::Push))
     }
 
     fn tree(

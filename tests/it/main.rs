@@ -24,6 +24,7 @@ mod docker;
 mod harness;
 mod images;
 mod matrix;
+mod provenance;
 mod registry;
 mod rootless;
 mod secrets;

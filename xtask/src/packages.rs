@@ -33,6 +33,8 @@ pub(crate) const TEST: &[Need] = &[
         Sign::File("/usr/share/keyrings/debian-archive-keyring.gpg"),
         "debian-archive-keyring",
     ),
+    (Sign::Program("openssl"), "openssl"),
+    (Sign::Program("curl"), "curl"),
     (Sign::Program("tar"), "tar"),
     (Sign::Program("xz"), "xz-utils"),
     (Sign::Program("mkfs.ext4"), "e2fsprogs"),

@@ -12,6 +12,7 @@ use crate::flight::{self, Landing};
 use crate::job::{Job, Scanned, Source, Work};
 use crate::lock::Lease;
 use crate::log::{Position, Reader};
+use crate::provenance::BuiltStep;
 use crate::{Engine, Error, Event, EventSender, Outcome, Settings, blocking};
 use needs::{check_secrets, forced, reachable};
 use obuild_images::Resolved;
@@ -48,6 +49,8 @@ pub struct BuildResult {
     pub built: usize,
     /// Steps whose result was there.
     pub cached: usize,
+    /// Every step that the result stands on, sources before what uses them.
+    pub steps: Vec<BuiltStep>,
 }
 
 /// What is known of one node of the plan.
@@ -215,11 +218,26 @@ impl Build {
                 snapshot: *snapshot,
                 built,
                 cached: own.len().saturating_sub(built),
+                steps: self.steps(needed),
             }),
             _ => Err(Error::Bug(
                 "the target has no id after the build".to_owned(),
             )),
         }
+    }
+
+    /// Returns what is known of the steps now that all have their results.
+    fn steps(&self, needed: &[NodeIndex]) -> Vec<BuiltStep> {
+        let built = |node: &NodeIndex| {
+            let state = &self.states[*node];
+            Some(BuiltStep {
+                node: *node,
+                step: *state.step.get()?,
+                snapshot: *state.snapshot.get()?,
+                copied: state.digest.get().copied(),
+            })
+        };
+        needed.iter().filter_map(built).collect()
     }
 
     fn exists(&self, id: SnapshotId) -> Result<bool, Error> {

@@ -5,6 +5,7 @@
 //! several go on at once while a caller's thread unpacks. Nothing is read from the environment: [`ClientOptions`] says it all.
 
 mod answer;
+mod attach;
 mod auth;
 mod blobs;
 mod connect;
@@ -20,6 +21,7 @@ mod push;
 mod retry;
 mod upload;
 
+pub use attach::{AttachError, Signed, attach, sign, statements, verify};
 pub use error::Error;
 pub use kept::{KeptBlob, kept_blobs};
 pub use name::ImageName;

@@ -14,7 +14,7 @@ use reqwest::{Method, StatusCode};
 use std::sync::Arc;
 
 /// What manifests and indexes we read.
-const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
+pub(super) const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, \
 application/vnd.oci.image.manifest.v1+json, \
 application/vnd.docker.distribution.manifest.v2+json";
@@ -96,7 +96,11 @@ impl Client {
     }
 
     /// Asks which manifest a tag means at this moment.
-    fn digest_of(&self, name: &ImageName, cancelled: &dyn Fn() -> bool) -> Result<Digest, Error> {
+    pub(super) fn digest_of(
+        &self,
+        name: &ImageName,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Digest, Error> {
         let reference = name.reference();
         self.on_hosts(name.host(), cancelled, &|host| {
             let reference = reference.clone();

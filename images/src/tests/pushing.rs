@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 /// Makes an image of layers.
-fn image(layers: &[Vec<u8>]) -> PushImage {
+pub(super) fn image(layers: &[Vec<u8>]) -> PushImage {
     let blob = |bytes: &[u8]| PushBlob {
         digest: Digest::of(bytes),
         size: bytes.len() as u64,

@@ -33,14 +33,18 @@ pub(crate) mod xattr;
 
 pub use apply::{Applied, apply};
 pub use copy::{CopyRequest, CopyStats, copy};
+pub(crate) use destination::open_in_root;
 pub use diff::{Change, ChangeKind, diff};
 pub use error::{CopyError, ExportError, ScanError, TreeError};
 pub use export_dir::{ExportStats, Progress, export_dir};
 pub use export_tar::export_tar;
+pub(crate) use ladder::Names;
+pub(crate) use listing::read_failed;
 pub use listing::{Content, ListOptions, Listing, Node, Reading, list, list_layer, order};
 pub use manifest::Manifest;
 pub use memo::DigestMemo;
 pub use scan::{ScanRequest, scan};
+pub(crate) use walk::{Step, Walk};
 
 /// Whose tree a copy reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
