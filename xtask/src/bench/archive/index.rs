@@ -32,7 +32,7 @@ pub(super) fn run(arena: &mut Arena, meter: &Meter) -> Result<Table> {
         rows: [NOTHING, MERGE, NO_MERGE, ADMIN].map(row).into(),
     };
     let Some(data) = workspace::opam_data() else {
-        table.rows[0].note = "no data: OBUILD_TEST_OPAM_DATA names its directory".to_owned();
+        "no data: OBUILD_TEST_OPAM_DATA names its directory".clone_into(&mut table.rows[0].note);
         return Ok(table);
     };
     let directory = arena.inputs.join("index");
