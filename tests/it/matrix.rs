@@ -120,7 +120,7 @@ impl Pair {
     }
 
     fn spec(&self, operations: &str) {
-        self.world.spec(&operations.replace("@", self.root));
+        self.world.spec(&operations.replace('@', self.root));
     }
 
     fn run(&self) -> crate::harness::Ran {

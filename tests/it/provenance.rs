@@ -216,13 +216,13 @@ fn signed_provenance_verifies_with_its_key_alone() {
         command.args(arguments).current_dir(world.directory.path());
         command.output()
     };
-    let Ok(made) = openssl(&["pkey", "-in", "obuild.key", "-pubout"]) else {
+    let Ok(produced) = openssl(&["pkey", "-in", "obuild.key", "-pubout"]) else {
         obuild_fixtures::skip("openssl is not installed");
         return;
     };
     let public = fs_err::read_to_string(world.path("obuild.pub")).unwrap();
-    assert_eq!(String::from_utf8_lossy(&made.stdout), public);
-    let made = openssl(&[
+    assert_eq!(String::from_utf8_lossy(&produced.stdout), public);
+    let produced = openssl(&[
         "genpkey",
         "-algorithm",
         "EC",
@@ -231,7 +231,7 @@ fn signed_provenance_verifies_with_its_key_alone() {
         "-out",
         "openssl.key",
     ]);
-    assert!(made.unwrap().status.success());
+    assert!(produced.unwrap().status.success());
     assert!(
         openssl(&[
             "pkey",
