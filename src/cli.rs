@@ -232,6 +232,12 @@ pub(crate) struct Run {
     /// Record the digest of the result and of all that it stands on, which obuild store check else does later
     #[arg(long)]
     pub(crate) record_digests: bool,
+    /// Share the steps' results: type=registry,ref=NAME or type=local,dest=DIRECTORY; with mode=max those of every step, not only the target's chain
+    #[arg(long, value_name = "CACHE")]
+    pub(crate) cache_to: Vec<String>,
+    /// Take steps' results from where another machine has shared them: type=registry,ref=NAME or type=local,src=DIRECTORY
+    #[arg(long, value_name = "CACHE")]
+    pub(crate) cache_from: Vec<String>,
     /// Keep the tree of a step that fails, for obuild shell
     #[arg(long)]
     pub(crate) keep_failed: bool,

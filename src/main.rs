@@ -8,6 +8,7 @@ mod differences;
 mod failure;
 mod outputs;
 mod progress;
+mod sharing;
 mod values;
 
 use clap::Parser;

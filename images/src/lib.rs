@@ -22,6 +22,7 @@ mod platform;
 mod reference;
 pub mod registry;
 mod resolve;
+mod share;
 mod stamp;
 mod stream;
 mod tail;
@@ -37,11 +38,15 @@ pub use import::{Progress, import};
 pub use layer::{Aspect, Difference, Member, Piece, differences};
 pub use layer::{
     Compression, FIXED_TIME, LayerBlob, LayerError, LayerOptions, Times, forget_layers,
-    forget_layers_of, layer,
+    forget_layers_of, known_diff_id, layer,
 };
 pub use platform::Platform;
 pub use reference::Reference;
 pub use resolve::{Pull, ResolveOptions, Resolved, Tools, resolve};
+pub use share::{
+    CacheDocument, CacheExport, CacheImport, CachePlace, Fetching, SharedBlob, SharedCopy,
+    SharedLayer, SharedStep, shared_layers,
+};
 pub use stamp::{FileDigests, FileStamp, NoDigests};
 pub use unpack::Error as UnpackError;
 

@@ -7,6 +7,7 @@ use crate::config::{Config, proxies};
 use crate::failure::Failure;
 use crate::outputs::Outputs;
 use crate::progress;
+use crate::sharing::Sharing;
 use crate::values::{parse_duration, parse_size};
 use anyhow::Result;
 use bstr::BString;
@@ -54,6 +55,7 @@ pub(crate) fn build_spec(
         .iter()
         .map(|text| secret(text))
         .collect::<Result<HashMap<_, _>>>()?;
+    let sharing = Sharing::parse(&options.cache_to, &options.cache_from)?;
     let limits = limits(options, &config)?;
     let kind = progress_kind(options.quiet, options.progress, &config);
     let store = open_store(global, &config)?;
@@ -67,6 +69,7 @@ pub(crate) fn build_spec(
         ..tools(&config, &*store)
     };
     let client = tools.registry.clone();
+    let caches = config.registry_client(&*store);
     let engine = Engine::open(store, sandbox, jobs)?;
     let result = runtime()?.block_on(async {
         let base_dir = if file.as_os_str() == "-" {
@@ -90,6 +93,7 @@ pub(crate) fn build_spec(
             no_new_privs: options.no_new_privs,
             keep_failed: options.keep_failed,
             no_cache,
+            imports: sharing.imports(&caches, &cancel).await?,
             replay: matches!(kind, ProgressKind::Plain | ProgressKind::Json),
         };
         let record = options.record_digests || config.record_digests.unwrap_or(false);
@@ -99,6 +103,15 @@ pub(crate) fn build_spec(
                 .record_digests(vec![result.snapshot], &cancel)
                 .await?;
         }
+        sharing
+            .export(
+                &engine,
+                &caches,
+                &result,
+                kind == ProgressKind::Quiet,
+                &cancel,
+            )
+            .await?;
         outputs
             .write(&engine, client, result.snapshot, &cancel)
             .await?;

@@ -16,6 +16,7 @@ mod copies;
 mod crashes;
 mod harness;
 mod images;
+mod remote;
 mod rootless;
 mod secrets;
 mod sharing;

@@ -96,7 +96,11 @@ impl Client {
     }
 
     /// Asks which manifest a tag means at this moment.
-    fn digest_of(&self, name: &ImageName, cancelled: &dyn Fn() -> bool) -> Result<Digest, Error> {
+    pub(super) fn digest_of(
+        &self,
+        name: &ImageName,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Digest, Error> {
         let reference = name.reference();
         self.on_hosts(name.host(), cancelled, &|host| {
             let reference = reference.clone();
@@ -132,7 +136,7 @@ impl Client {
         })
     }
 
-    fn fetch_document(
+    pub(super) fn fetch_document(
         &self,
         name: &ImageName,
         digest: Digest,

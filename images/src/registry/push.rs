@@ -52,7 +52,7 @@ impl fmt::Debug for BlobData {
 }
 
 impl BlobData {
-    pub(super) fn open(&self, digest: Digest, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+    pub(crate) fn open(&self, digest: Digest, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         match self {
             Self::Bytes(bytes) => {
                 let mut reader = io::Cursor::new(Arc::clone(bytes));
