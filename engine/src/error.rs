@@ -86,6 +86,12 @@ pub enum Error {
         #[source]
         source: Box<obuild_images::Error>,
     },
+    /// A step's result could not be taken from a cache, because one that it stands on could not.
+    #[error("{heading}: what it stands on in the cache could not be fetched")]
+    NothingBelow {
+        /// The step as the spec has it.
+        heading: String,
+    },
     /// A copy's id was taken from a cache, and what it copies is something else here. A build begins anew without the cache's word.
     #[error("{heading}: what it copies is not what a cache has said")]
     NotAsTold {
@@ -185,7 +191,7 @@ impl Error {
     /// Returns whether a step may be run because its result could not be fetched.
     pub(crate) fn is_not_fetched(&self) -> bool {
         match self {
-            Self::NotFetched { .. } => true,
+            Self::NotFetched { .. } | Self::NothingBelow { .. } => true,
             Self::Shared(error) => error.is_not_fetched(),
             _ => false,
         }
@@ -237,6 +243,7 @@ impl Error {
             | Self::Tree { .. }
             | Self::Cache { .. }
             | Self::NotFetched { .. }
+            | Self::NothingBelow { .. }
             | Self::NotAsTold { .. }
             | Self::Io { .. }
             | Self::Database { .. }

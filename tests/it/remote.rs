@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Two machines that share results: each has a store of its own, and one cache between them.
 
-use crate::harness::{Ran, World};
+use crate::harness::{Ran, World, from};
 use obuild_fixtures::{Registry, registry};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Every step says or draws something that it would not say or draw twice. The main build copies from a nested one, which nothing else needs.
-const OPERATIONS: &str = "(build tools ((from scratch) (copy (src tool) (dst /tool))))
- (copy (from (build tools)) (src /tool) (dst /tool))
+const OPERATIONS: &str = "(copy (from (build tools)) (src /tool) (dst /tool))
  (run (shell \"head -c 200000 /dev/urandom > /large; echo one\"))
  (run (shell \"date +%N > /stamp; rm -r /home; ln /large /again; chown 5:6 /stamp; echo two\"))
  (run (shell true))
@@ -16,7 +15,9 @@ const OPERATIONS: &str = "(build tools ((from scratch) (copy (src tool) (dst /to
 
 fn spec(world: &World, operations: &str) {
     world.write("tool", "a tool\n");
-    world.spec(operations);
+    let nested = "(build tools ((from scratch) (copy (src tool) (dst /tool))))";
+    let text = format!("({nested} {} (shell /bin/sh -c)\n{operations})\n", from());
+    world.write("spec.sexp", text);
 }
 
 /// The events of a build, with its result.
@@ -63,7 +64,7 @@ fn blobs(layout: &Path) -> Vec<(PathBuf, u64)> {
     blobs
 }
 
-fn share(to: &str, from: &str, other_kind: &str) {
+fn share(to: &str, source: &str, other_kind: &str) {
     let Some(one) = World::new() else { return };
     let Some(other) = World::on(obuild_fixtures::FileSystem::Default, other_kind) else {
         return;
@@ -72,7 +73,7 @@ fn share(to: &str, from: &str, other_kind: &str) {
     spec(&other, OPERATIONS);
     let (_, made) = build(&one, &["--cache-to", to]);
     assert_eq!(made.status, 0, "{made:#?}");
-    let (events, fetched) = build(&other, &["--cache-from", from]);
+    let (events, fetched) = build(&other, &["--cache-from", source]);
     assert_eq!(fetched.status, 0, "{fetched:#?}");
     assert_eq!(fetched.stdout, made.stdout);
     let end = events.last().unwrap();
@@ -83,7 +84,7 @@ fn share(to: &str, from: &str, other_kind: &str) {
     let id = made.stdout.trim();
     assert_same(&one, &other, id);
     // And from then on it is there, with its logs.
-    let (events, again) = build(&other, &[]);
+    let (events, again) = build(&other, &["--cache-from", source]);
     assert_eq!(again.status, 0, "{again:#?}");
     assert_eq!(outcomes(&events, "built") + outcomes(&events, "fetched"), 0);
     assert!(output(&events).contains("one\ntwo\n"), "{events:#?}");
@@ -168,8 +169,7 @@ fn only_what_the_target_needs_is_fetched() {
     let (Some(one), Some(other)) = (World::new(), World::new()) else {
         return;
     };
-    let operations = "(build side ((from scratch) (copy (src tool) (dst /tool))))
- (copy (from (build side)) (src /tool) (dst /tool))
+    let operations = "(copy (from (build tools)) (src /tool) (dst /tool))
  (run (shell \"echo below > /below\"))
  (run (shell \"head -c 300000 /dev/urandom > /above\"))";
     spec(&one, operations);

@@ -80,8 +80,11 @@ impl Build {
                 Ok(true)
             }
             Err(error) if error.is_not_fetched() => {
-                let message = format!("{}; the step is run", error.told());
-                self.tell(Event::Warning { message }).await;
+                // Where one below was refused, that was told.
+                if self.offer(index).is_some() {
+                    let message = format!("{}; the step is run", error.told());
+                    self.tell(Event::Warning { message }).await;
+                }
                 // Once is enough.
                 let _ = self.states[index].refused.set(());
                 self.demand(index)?;
@@ -113,8 +116,15 @@ impl Build {
         let build = Arc::clone(self);
         Some(Box::pin(async move {
             tokio::select! {
-                () = build.states[parent].done.wait() => Ok(()),
-                () = build.cancel.cancelled() => Err(Error::Cancelled),
+                () = build.states[parent].done.wait() => {}
+                () = build.cancel.cancelled() => return Err(Error::Cancelled),
+            }
+            // There is no hope where one below was refused: it would be asked for in vain once more.
+            match build.offer(index) {
+                Some(_) => Ok(()),
+                None => Err(Error::NothingBelow {
+                    heading: build.plan.nodes[index].heading.clone(),
+                }),
             }
         }))
     }
