@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Every step says or draws something that it would not say or draw twice. The main build copies from a nested one, which nothing else needs.
 const OPERATIONS: &str = "(copy (from (build tools)) (src /tool) (dst /tool))
  (run (shell \"head -c 200000 /dev/urandom > /large; echo one\"))
- (run (shell \"date +%N > /stamp; rm -r /home; ln /large /again; chown 5:6 /stamp; echo two\"))
+ (run (shell \"cat /proc/sys/kernel/random/uuid > /stamp; rm -r /home; ln /large /again; chown 5:6 /stamp; echo two\"))
  (run (shell true))
  (run (shell \"cat /stamp /tool > /both\"))";
 
@@ -198,7 +198,7 @@ fn what_was_built_here_stays_as_it_is() {
     let (Some(one), Some(other)) = (World::new(), World::new()) else {
         return;
     };
-    let below = "(run (shell \"date +%N > /stamp\"))";
+    let below = "(run (shell \"cat /proc/sys/kernel/random/uuid > /stamp\"))";
     let both = format!("{below} (run (shell \"cp /stamp /copy\"))");
     spec(&one, &both);
     let layout = one.path("cache");
@@ -214,5 +214,6 @@ fn what_was_built_here_stays_as_it_is() {
     assert_eq!(ran.status, 0, "{ran:#?}");
     assert_eq!(outcomes(&events, "fetched"), 1, "{events:#?}");
     assert_same(&one, &other, made.stdout.trim());
+    assert_ne!(one.inside(made.stdout.trim(), "cat /stamp"), stamp);
     assert_eq!(other.inside(own.stdout.trim(), "cat /stamp"), stamp);
 }
