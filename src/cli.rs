@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line's definition: help, completions and manual pages come from here.
 
+mod archive;
+
+pub(crate) use archive::{
+    ArchiveGc, ArchiveImage, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
+    ArchiveVerify, LogFormat,
+};
+
 use crate::outputs::parse_compression;
 use crate::values::{parse_cpus, parse_duration, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -32,7 +39,7 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Where results are kept: overlay:PATH, btrfs:PATH, zfs:POOL/DATASET, xfs:PATH or rsync:PATH [default: the best that the data directory allows]
+    /// Where results are kept: overlay:PATH, btrfs:PATH, zfs:POOL/DATASET, xfs:PATH, rsync:PATH or docker:PATH [default: the best that the data directory allows]
     #[arg(long, global = true, value_name = "KIND:PATH", env = "OBUILD_STORE")]
     pub(crate) store: Option<String>,
     /// How an rsync store saves room; needed only to make one
@@ -41,6 +48,9 @@ pub(crate) struct Global {
     /// Let an rsync store copy with this program instead of by itself
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
     pub(crate) rsync_program: Option<PathBuf>,
+    /// The docker daemon of the docker store and sandbox: a socket of this host [default: /var/run/docker.sock]
+    #[arg(long, global = true, value_name = "unix://SOCKET", env = "DOCKER_HOST")]
+    pub(crate) docker_host: Option<String>,
     /// Read this configuration file instead of the default one
     #[arg(long, global = true, value_name = "FILE", env = "OBUILD_CONFIG", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
@@ -124,6 +134,8 @@ The second build comes later, on one processor, and runs one step at a time. Mod
     Unshare(Unshare),
     /// Look after stores: their state, their health, moving results between them
     Store(Store),
+    /// Keep the opam world's source archive and index
+    Archive(Archive),
     /// Print a completion script for a shell
     Completions(Completions),
     /// Write the manual pages into a directory
@@ -159,6 +171,8 @@ pub(crate) enum SandboxKind {
     Runc,
     /// Build users: isolation by user id alone, for systems without namespaces
     User,
+    /// Containers of a docker daemon of this host
+    Docker,
 }
 
 /// How a build tells what it does.
@@ -655,6 +669,50 @@ pub(crate) struct StoreCopy {
     #[arg(short, long, value_name = "N")]
     pub(crate) jobs: Option<usize>,
     /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// `obuild archive`.
+#[derive(Debug, Args)]
+pub(crate) struct Archive {
+    #[command(subcommand)]
+    pub(crate) command: ArchiveCommand,
+}
+
+/// The subcommands of `obuild archive`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ArchiveCommand {
+    /// Report what is wrong in opam files: their syntax, and sources that cannot be kept or verified
+    Check(ArchiveCheck),
+    /// Fetch what a repository's packages declare, as far as it changed
+    Sync(ArchiveSync),
+    /// Make the index that opam clients read, or bring it up to date
+    Index(ArchiveIndex),
+    /// Tell what is there, what is missing and why
+    Status(ArchiveStatus),
+    /// Read every archive again and compare it with its checksums
+    Verify(ArchiveVerify),
+    /// Remove archives that no package has named for a while
+    Gc(ArchiveGc),
+    /// Take over archives that are on this machine already; nothing is downloaded
+    Import(ArchiveImport),
+    /// Serve an archive over HTTP
+    Serve(ArchiveServe),
+    /// Make an image of the archive, of which only what is new is pushed
+    Image(ArchiveImage),
+}
+
+/// `obuild archive check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 nothing worse than warnings, 1 there are errors, 2 there is no such file or directory."
+)]
+pub(crate) struct ArchiveCheck {
+    /// opam files, and directories of them, such as a repository
+    #[arg(required = true, value_name = "REPO|FILE", value_hint = ValueHint::AnyPath)]
+    pub(crate) paths: Vec<PathBuf>,
+    /// How to report
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
 }

@@ -4,7 +4,7 @@
 use crate::cli::{Global, ProgressKind, RsyncMode, SandboxKind};
 use crate::failure::Failure;
 use anyhow::{Context, Result};
-use obuild_images::registry::{Client, ClientOptions, HostOptions};
+use obuild_images::registry::{Client, ClientOptions, DIRECTORY, HostOptions};
 use obuild_stores::{Kind, Options, Store, StoreUrl};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -23,6 +23,7 @@ pub(crate) struct Config {
     pub(crate) sandbox: Option<SandboxKind>,
     pub(crate) runtime: Option<PathBuf>,
     pub(crate) build_users: Option<Vec<String>>,
+    pub(crate) docker_host: Option<String>,
     pub(crate) jobs: Option<usize>,
     pub(crate) memory: Option<String>,
     pub(crate) cpus: Option<f64>,
@@ -75,7 +76,12 @@ impl Config {
 
     /// Returns what talks to registries; what it fetches is kept with the store. Cheap: nothing is done before it is used.
     pub(crate) fn registry_client(&self, store: &dyn Store) -> Arc<Client> {
-        let mut options = ClientOptions::new(store.state_dir().join("images"));
+        self.registry_client_in(&store.state_dir().join(DIRECTORY))
+    }
+
+    /// The same, but what it fetches is kept in this directory.
+    pub(crate) fn registry_client_in(&self, directory: &Path) -> Arc<Client> {
+        let mut options = ClientOptions::new(directory);
         // As Docker's own programs find it.
         options.credentials = env::var_os("DOCKER_CONFIG")
             .map(PathBuf::from)
@@ -96,11 +102,11 @@ impl Config {
     }
 
     /// Returns how to open the store at `url`. What the file says of rsync stores is no matter for other kinds.
-    pub(crate) fn store_options(&self, global: &Global, url: &StoreUrl) -> Options {
+    pub(crate) fn store_options(&self, global: &Global, url: &StoreUrl) -> Result<Options> {
         let rsync = url.kind == Kind::Rsync;
         let mode = global.rsync_mode.or(self.rsync_mode.filter(|_| rsync));
         let program = global.rsync_program.clone();
-        Options {
+        let mut options = Options {
             rsync_mode: mode.map(|mode| match mode {
                 RsyncMode::Copy => obuild_stores::RsyncMode::Copy,
                 RsyncMode::Hardlink => obuild_stores::RsyncMode::Hardlink,
@@ -108,7 +114,33 @@ impl Config {
             }),
             rsync_program: program.or_else(|| self.rsync_program.clone()),
             ..Options::default()
+        };
+        if url.kind == Kind::Docker {
+            options.docker_socket = self.docker_socket(global)?;
         }
+        Ok(options)
+    }
+
+    /// Returns the docker daemon's socket that the options, the environment or the file name, else the usual one. Wrong text is
+    /// no matter for a command that has nothing to do with docker, so it is told only by whoever asks.
+    pub(crate) fn docker_socket(&self, global: &Global) -> Result<PathBuf> {
+        let named = global
+            .docker_host
+            .as_deref()
+            .or(self.docker_host.as_deref());
+        // As for docker's own command, empty is unset.
+        let Some(text) = named.filter(|text| !text.is_empty()) else {
+            return Ok(obuild_stores::Options::default().docker_socket);
+        };
+        let path = text.strip_prefix("unix://").unwrap_or(text);
+        if path.starts_with('/') {
+            return Ok(path.into());
+        }
+        Err(Failure::usage(format!(
+            "{text:?} is no docker daemon that obuild can use: it must be of this host, since its files are read directly"
+        ))
+        .hint("write unix:///PATH/TO/SOCKET; for another host, run obuild there")
+        .into())
     }
 }
 

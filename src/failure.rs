@@ -60,6 +60,9 @@ pub(crate) fn exit_status(error: &anyhow::Error) -> u8 {
     }
 }
 
+const NO_DAEMON: &str =
+    "is the docker daemon running? `systemctl start docker`, or name its socket with --docker-host";
+
 fn kind(error: &anyhow::Error) -> Kind {
     for cause in error.chain() {
         if let Some(failure) = cause.downcast_ref::<Failure>() {
@@ -67,6 +70,9 @@ fn kind(error: &anyhow::Error) -> Kind {
         }
         if let Some(error) = cause.downcast_ref::<obuild_engine::Error>() {
             return error.kind();
+        }
+        if let Some(kind) = crate::commands::archive::kind(cause) {
+            return kind;
         }
         if cause.is::<SpecErrors>() {
             return Kind::Usage;
@@ -115,6 +121,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             return failure.hint.clone();
         }
+        if let Some(hint) = crate::commands::archive::hint(cause) {
+            return Some(hint);
+        }
         if let Some(hint) = cause
             .downcast_ref::<obuild_engine::Error>()
             .and_then(engine_hint)
@@ -148,6 +157,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         std::io::ErrorKind::ReadOnlyFilesystem => {
             Some("the file system is mounted read-only; name another store with --store".to_owned())
         }
+        std::io::ErrorKind::NotConnected => Some(NO_DAEMON.to_owned()),
+        std::io::ErrorKind::ConnectionAborted => Some(
+            "the docker daemon went away in the middle; run the build again when it is back. Nothing that was cached is lost".to_owned(),
+        ),
         std::io::ErrorKind::QuotaExceeded => {
             Some("the disk quota is used up; make room with `obuild prune`. Nothing that was cached is lost".to_owned())
         }
@@ -180,6 +193,13 @@ fn engine_hint(error: &obuild_engine::Error) -> Option<String> {
             "nothing that was cached is lost: run the build again. `dmesg` tells if the kernel killed it for want of memory"
                 .to_owned(),
         ),
+        E::Sandbox {
+            source:
+                obuild_sandboxes::Error::Unavailable {
+                    sandbox: "docker", ..
+                },
+            ..
+        } => Some(NO_DAEMON.to_owned()),
         E::Database { .. } => Some(
             "the database is bookkeeping, and no result is lost with it. Make sure that the disk has room and can be written, and try again"
                 .to_owned(),

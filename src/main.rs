@@ -54,7 +54,8 @@ fn main() -> ExitCode {
 /// Makes an ordinary user root of a user namespace for a command that needs it. Threads come later.
 fn become_root(command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::Check(_)
+        Command::Archive(_)
+        | Command::Check(_)
         | Command::Fmt(_)
         | Command::Dockerfile(_)
         | Command::Graph(_)
@@ -87,6 +88,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Df(options) => commands::df::run(global, options),
         Command::Unshare(options) => commands::unshare::run(options),
         Command::Store(options) => commands::store::run(global, &options.command),
+        Command::Archive(options) => commands::archive::run(global, &options.command),
         Command::Completions(options) => commands::completions::run(options),
         Command::Man(options) => commands::man::run(options),
     }

@@ -4,6 +4,16 @@
 //! What the clients, `opam admin` and other mirrors do, and so what this must be compatible with, is opam's manual
 //! (section "Repositories") and the behaviour of its releases 2.1 to 2.6. Nothing here reads the environment or prints.
 
+pub mod cache;
+pub mod check;
 mod checksum;
+pub mod fetch;
+pub mod image;
+pub mod index;
+pub mod opam;
+pub mod repository;
+pub mod serve;
+pub mod state;
+pub mod sync;
 
 pub use checksum::{Algorithm, BadChecksum, Checksum};

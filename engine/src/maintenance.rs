@@ -3,6 +3,7 @@
 
 use crate::lock::{Removal, StepLock};
 use crate::{Engine, Error, StepRecord, blocking, ids};
+use obuild_images::registry::{DIRECTORY, KeptBlob, kept_blobs};
 use obuild_specs::StepId;
 use obuild_stores::{SnapshotId, Space};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -14,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct PruneOptions {
     /// Only steps that no build has used for this long.
     pub older_than: Option<Duration>,
-    /// Stop when the steps hold no more than this many bytes.
+    /// Stop when steps and kept layers hold no more than this many bytes.
     pub keep_storage_bytes: Option<u64>,
     /// Stop when the file system has this many bytes free.
     pub free_bytes: Option<u64>,
@@ -29,6 +30,10 @@ pub struct Pruned {
     pub steps: Vec<StepRecord>,
     /// The bytes that they held.
     pub bytes: u64,
+    /// How many layers of registries that were kept.
+    pub layers: usize,
+    /// The bytes that those held.
+    pub layers_bytes: u64,
 }
 
 /// What a store holds.
@@ -42,6 +47,10 @@ pub struct Usage {
     pub caches: Vec<(Vec<u8>, u64)>,
     /// Bytes of logs.
     pub logs_bytes: u64,
+    /// Number of blobs that were fetched from registries and are kept.
+    pub blobs: usize,
+    /// Bytes of those.
+    pub blobs_bytes: u64,
     /// The file system below.
     pub space: Space,
 }
@@ -189,7 +198,8 @@ impl Engine {
         Ok(removed)
     }
 
-    /// Removes steps by their last use, leaves first. What a running build counts on stays.
+    /// Removes layers that were kept after they were fetched, oldest first, then steps by their last use, leaves first. What a running build
+    /// counts on stays.
     ///
     /// `tell` hears of every step before it is removed and ends the pruning by returning `false`.
     pub async fn prune(
@@ -223,6 +233,26 @@ impl Engine {
                 .older_than
                 .and_then(|age| SystemTime::now().checked_sub(age));
             let mut pruned = Pruned::default();
+            let blobs = engine.kept_blobs()?;
+            held += blobs.iter().map(|blob| blob.bytes).sum::<u64>();
+            let everything = options.older_than.is_none()
+                && options.keep_storage_bytes.is_none()
+                && options.free_bytes.is_none();
+            for blob in blobs {
+                if oldest.is_some_and(|oldest| blob.fetched > oldest)
+                    || options.keep_storage_bytes.is_some_and(|keep| held <= keep)
+                    || options.free_bytes.is_some_and(|free| available >= free)
+                {
+                    break;
+                }
+                if (blob.is_document() && !everything) || !(options.dry_run || blob.remove()) {
+                    continue;
+                }
+                held = held.saturating_sub(blob.bytes);
+                available = available.saturating_add(blob.bytes);
+                pruned.layers += 1;
+                pruned.layers_bytes += blob.bytes;
+            }
             while let Some((used, id)) = leaves.pop_first() {
                 if oldest.is_some_and(|oldest| used > oldest)
                     || options.keep_storage_bytes.is_some_and(|keep| held <= keep)
@@ -287,6 +317,15 @@ impl Engine {
         Ok(pruned)
     }
 
+    fn kept_blobs(&self) -> Result<Vec<KeptBlob>, Error> {
+        let path = self.state().join(DIRECTORY);
+        kept_blobs(&path).map_err(|source| Error::Io {
+            action: "list",
+            path,
+            source,
+        })
+    }
+
     /// Returns what the store holds.
     pub async fn usage(self: &Arc<Self>) -> Result<Usage, Error> {
         let steps = self.sized_steps().await?;
@@ -307,7 +346,10 @@ impl Engine {
                     .metadata()
                     .map_or(0, |metadata| metadata.len());
             }
+            let blobs = engine.kept_blobs()?;
             Ok(Usage {
+                blobs: blobs.len(),
+                blobs_bytes: blobs.iter().map(|blob| blob.bytes).sum(),
                 steps: steps.len(),
                 steps_bytes: steps.iter().filter_map(|step| step.size_bytes).sum(),
                 caches: store.caches().map_err(Error::Store)?,

@@ -15,7 +15,7 @@ impl Digest {
         &self.0
     }
 
-    /// Wraps a raw digest.
+    /// Takes a digest that was computed elsewhere.
     pub fn from_bytes(digest: [u8; 32]) -> Self {
         Self(digest)
     }

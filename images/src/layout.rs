@@ -36,6 +36,8 @@ pub(crate) struct Layer {
     pub(crate) size: u64,
     /// The digest of the uncompressed archive.
     pub(crate) diff_id: Digest,
+    /// What its manifest says that it is; empty where the format has none.
+    pub(crate) media_type: String,
 }
 
 /// A part of an open file.
@@ -385,6 +387,7 @@ impl Layout<'_> {
             digest: Some(digest),
             size: descriptor.size(),
             diff_id: self.digest(diff_id)?,
+            media_type: descriptor.media_type().to_string(),
         })
     }
 }

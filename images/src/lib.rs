@@ -22,6 +22,7 @@ mod platform;
 mod reference;
 pub mod registry;
 mod resolve;
+mod reuse;
 mod share;
 mod stamp;
 mod stream;
@@ -43,6 +44,7 @@ pub use layer::{
 pub use platform::Platform;
 pub use reference::Reference;
 pub use resolve::{Pull, ResolveOptions, Resolved, Tools, resolve};
+pub use reuse::BaseLayer;
 pub use share::{
     CacheDocument, CacheExport, CacheImport, CachePlace, Fetching, SharedBlob, SharedCopy,
     SharedLayer, SharedStep, shared_layers,

@@ -374,6 +374,7 @@ mod tests {
             digest: None,
             size: 1,
             diff_id: Digest([byte; 32]),
+            media_type: String::new(),
         };
         let one = chain(vec![layer(1), layer(2), layer(3)]);
         let other = chain(vec![layer(1), layer(2), layer(4)]);

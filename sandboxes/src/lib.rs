@@ -8,6 +8,8 @@
 
 mod cancel;
 mod cgroup;
+#[cfg(feature = "docker")]
+mod docker;
 pub mod helper;
 mod native;
 mod runc;
@@ -22,6 +24,8 @@ mod wire;
 mod zygote;
 
 pub use cancel::Cancel;
+#[cfg(feature = "docker")]
+pub use docker::{Docker, DockerOptions};
 pub use native::{Native, NativeOptions};
 pub use runc::{Runc, RuncOptions};
 pub use sandbox::{

@@ -6,7 +6,7 @@ use crate::sandbox::{Command, Error, Exit, Rootfs, Stdio};
 use crate::terminal::Terminal;
 use crate::user::Account;
 use crate::wire::{self, Failure, Received, Reply, Request, Runtime, Streams};
-use crate::zygote::Zygote;
+use crate::zygote::Helper;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -35,7 +35,7 @@ pub(crate) struct Surroundings {
 
 /// Runs a step to its end.
 pub(crate) fn run(
-    zygote: &Zygote,
+    helper: &dyn Helper,
     command: &Command,
     rootfs: &Rootfs,
     stdio: Stdio<'_>,
@@ -46,7 +46,7 @@ pub(crate) fn run(
     if cancel.is_cancelled() {
         return Ok(Exit::Cancelled);
     }
-    begin(zygote, command, rootfs, stdio, surroundings)
+    begin(helper, command, rootfs, stdio, surroundings)
         .and_then(|step| step.wait(command.limits.timeout, cancel))
 }
 
@@ -113,7 +113,7 @@ enum Output<'a> {
 }
 
 fn begin<'a>(
-    zygote: &Zygote,
+    helper: &dyn Helper,
     command: &Command,
     rootfs: &Rootfs,
     stdio: Stdio<'a>,
@@ -189,7 +189,7 @@ fn begin<'a>(
         account,
     };
     let descriptors: Vec<BorrowedFd<'_>> = sent.iter().map(AsFd::as_fd).collect();
-    zygote.send(&request, &descriptors)?;
+    helper.send(&request, &descriptors)?;
     Ok(Step {
         socket: Some(socket),
         process: None,

@@ -222,6 +222,20 @@ pub(crate) fn send_request(
     send(socket, &[flags | IN_FILE], &all)
 }
 
+/// Sends a helper in a container the caller's mount namespace, before any step.
+#[cfg(feature = "docker")]
+pub(crate) fn send_namespace(socket: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    send(socket, &[0], &[namespace])
+}
+
+/// Receives what [`send_namespace`] sent.
+pub(crate) fn receive_namespace(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let (_, mut descriptors) = receive(socket, &mut [0], RecvFlags::empty())?;
+    descriptors
+        .pop()
+        .ok_or_else(|| io::Error::other("a message without the mount namespace"))
+}
+
 // Flags in the first byte of a packet: what the helper must know before it forks.
 
 /// The request is in the last descriptor.

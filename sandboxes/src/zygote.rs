@@ -21,6 +21,12 @@ pub struct HelperCommand {
     pub args: Vec<OsString>,
 }
 
+/// Something that takes steps.
+pub(crate) trait Helper {
+    /// Hands a step over.
+    fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error>;
+}
+
 /// A helper process that is there when needed.
 #[derive(Debug)]
 pub(crate) struct Zygote {
@@ -57,35 +63,6 @@ impl Zygote {
         running.as_ref().map(|running| running.process.id())
     }
 
-    /// Hands a step to the helper.
-    pub(crate) fn send(
-        &self,
-        request: &Request,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<(), Error> {
-        let failed = |error: io::Error| Error::Setup {
-            action: "send the step to the sandbox helper".to_owned(),
-            source: error,
-        };
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(helper) = running.as_ref() {
-            match helper.send(request, descriptors) {
-                // It was killed since. A new one serves as well.
-                Err(error) if gone(&error) => *running = None,
-                result => return result.map_err(failed),
-            }
-        }
-        let helper = self.start()?;
-        let result = helper.send(request, descriptors);
-        *running = Some(helper);
-        result.map_err(|error| {
-            if gone(&error) {
-                return Error::Helper("it was killed from outside as it started".to_owned());
-            }
-            failed(error)
-        })
-    }
-
     fn start(&self) -> Result<Running, Error> {
         let failed = |error: io::Error| Error::Setup {
             action: format!(
@@ -114,7 +91,34 @@ impl Zygote {
     }
 }
 
-fn gone(error: &io::Error) -> bool {
+impl Helper for Zygote {
+    fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let failed = |error: io::Error| Error::Setup {
+            action: "send the step to the sandbox helper".to_owned(),
+            source: error,
+        };
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(helper) = running.as_ref() {
+            match helper.send(request, descriptors) {
+                // It was killed since. A new one serves as well.
+                Err(error) if gone(&error) => *running = None,
+                result => return result.map_err(failed),
+            }
+        }
+        let helper = self.start()?;
+        let result = helper.send(request, descriptors);
+        *running = Some(helper);
+        result.map_err(|error| {
+            if gone(&error) {
+                return Error::Helper("it was killed from outside as it started".to_owned());
+            }
+            failed(error)
+        })
+    }
+}
+
+/// Returns whether an error means that the helper has ended.
+pub(crate) fn gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotConnected};
     matches!(
         error.kind(),

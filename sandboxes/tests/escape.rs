@@ -267,7 +267,7 @@ fn virtual_machine_sockets_are_refused(tree: &Tree) {
 }
 
 fn nobody_stays_alive(tree: &Tree) {
-    let marker = format!("76{}{}", std::process::id(), u8::from(tree.is_native()));
+    let marker = format!("76{}{}", std::process::id(), tree.number());
     let line = format!(
         "trap '' TERM HUP INT QUIT; (setsid sh -c \"trap '' TERM HUP; (sleep {marker} &) ; (sleep {marker} &)\" &); \
          nohup sleep {marker} > /dev/null 2>&1 & sleep 0.2; echo tried; exit 0"

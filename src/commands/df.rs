@@ -22,6 +22,7 @@ pub(crate) fn run(global: &Global, options: &Df) -> Result<()> {
             "store": engine.store().url(),
             "steps": {"count": usage.steps, "size": usage.steps_bytes},
             "caches": caches,
+            "fetched": {"count": usage.blobs, "size": usage.blobs_bytes},
             "logs": {"size": usage.logs_bytes},
             "space": {"total": usage.space.total, "available": usage.space.available},
         }));
@@ -42,6 +43,13 @@ pub(crate) fn run(global: &Global, options: &Df) -> Result<()> {
         "caches",
         usage.caches.len(),
         size(caches_bytes)
+    );
+    let _ = writeln!(
+        out,
+        "{:<8} {:>6}  {:>9}",
+        "fetched",
+        usage.blobs,
+        size(usage.blobs_bytes)
     );
     let _ = writeln!(
         out,

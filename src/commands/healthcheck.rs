@@ -28,7 +28,7 @@ pub(crate) fn run(global: &Global, options: &Healthcheck) -> Result<()> {
     }
     let config = Config::read(global)?;
     let store = open_store(global, &config)?;
-    let sandbox = open_sandbox(&options.sandbox, &config, &*store)?;
+    let sandbox = open_sandbox(global, &options.sandbox, &config, &*store)?;
     print(format!("store: {}\n", store.url()))?;
 
     let began = Instant::now();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One file a subcommand, and what several of them need.
 
+pub(crate) mod archive;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod delete;
@@ -85,10 +86,8 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
 /// Opens the store that options and configuration name.
 pub(crate) fn open_store(global: &Global, config: &Config) -> Result<Arc<dyn Store>> {
     let url = config.store_url(global)?;
-    Ok(obuild_stores::open(
-        &url,
-        &config.store_options(global, &url),
-    )?)
+    let options = config.store_options(global, &url)?;
+    Ok(obuild_stores::open(&url, &options)?)
 }
 
 /// Where the locks of the build users are: one place a host, which outlives a restart. hier(7) of each.
@@ -100,10 +99,13 @@ const BUILD_USERS: &str = if cfg!(target_os = "linux") {
 
 /// Refuses a store whose trees have to be mounted.
 fn check_trees(store: &dyn Store) -> Result<()> {
-    if store.url().starts_with("overlay:") {
+    let url = store.url();
+    if ["overlay:", "docker:"]
+        .iter()
+        .any(|kind| url.starts_with(kind))
+    {
         return Err(Failure::usage(format!(
-            "the user sandbox has no mounts, but the trees of {} have to be mounted",
-            store.url()
+            "the user sandbox has no mounts, but the trees of {url} have to be mounted"
         ))
         .hint("use a store that keeps whole directories: btrfs:PATH, xfs:PATH or rsync:PATH")
         .into());
@@ -113,6 +115,7 @@ fn check_trees(store: &dyn Store) -> Result<()> {
 
 /// Opens the sandbox that options and configuration name. Cheap: nothing is started before it is needed.
 pub(crate) fn open_sandbox(
+    global: &Global,
     options: &SandboxOptions,
     config: &Config,
     store: &dyn Store,
@@ -147,8 +150,29 @@ pub(crate) fn open_sandbox(
                     state_dir: PathBuf::from(BUILD_USERS),
                 })?)
             }
+            SandboxKind::Docker => open_docker(helper, config.docker_socket(global)?, store)?,
         },
     )
+}
+
+#[cfg(feature = "docker")]
+fn open_docker(
+    helper: HelperCommand,
+    socket: PathBuf,
+    store: &dyn Store,
+) -> Result<Arc<dyn Sandbox>> {
+    Ok(Arc::new(obuild_sandboxes::Docker::open(
+        obuild_sandboxes::DockerOptions {
+            helper,
+            socket,
+            state_dir: store.state_dir().join("docker"),
+        },
+    )?))
+}
+
+#[cfg(not(feature = "docker"))]
+fn open_docker(_: HelperCommand, _: PathBuf, _: &dyn Store) -> Result<Arc<dyn Sandbox>> {
+    Err(Failure::usage("this obuild was built without the docker sandbox").into())
 }
 
 /// Opens the engine for a command that runs no step.
@@ -156,6 +180,7 @@ pub(crate) fn open_engine(global: &Global) -> Result<Arc<Engine>> {
     let config = Config::read(global)?;
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(
+        global,
         &SandboxOptions {
             sandbox: None,
             runtime: None,

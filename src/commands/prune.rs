@@ -38,6 +38,13 @@ pub(crate) fn run(global: &Global, options: &Prune) -> Result<()> {
         ))
         .is_ok()
     }))?;
+    if pruned.layers > 0 {
+        print(format!(
+            "{verb} {} fetched files of images, {}\n",
+            pruned.layers,
+            size(pruned.layers_bytes)
+        ))?;
+    }
     print(format!(
         "{verb} {} steps, {}\n",
         pruned.steps.len(),

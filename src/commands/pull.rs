@@ -26,6 +26,7 @@ pub(crate) fn run(global: &Global, options: &Pull) -> Result<()> {
     };
     // Nothing is run.
     let sandbox = open_sandbox(
+        global,
         &SandboxOptions {
             sandbox: None,
             runtime: None,

@@ -59,7 +59,7 @@ pub(crate) fn build_spec(
     let limits = limits(options, &config)?;
     let kind = progress_kind(options.quiet, options.progress, &config);
     let store = open_store(global, &config)?;
-    let sandbox = open_sandbox(&options.sandbox, &config, &*store)?;
+    let sandbox = open_sandbox(global, &options.sandbox, &config, &*store)?;
     check_limits(&*sandbox, &limits)?;
     let jobs = jobs
         .or(config.jobs)

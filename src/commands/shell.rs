@@ -19,7 +19,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 pub(crate) fn run(global: &Global, options: &Shell) -> Result<()> {
     let config = Config::read(global)?;
     let store = open_store(global, &config)?;
-    let sandbox = open_sandbox(&options.sandbox, &config, &*store)?;
+    let sandbox = open_sandbox(global, &options.sandbox, &config, &*store)?;
     let engine = Engine::open(store, sandbox, 1)?;
     let id = runtime()?.block_on(engine.find(&options.id))?;
     let mut digest = [0; 32];

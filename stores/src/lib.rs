@@ -8,6 +8,8 @@
 
 mod btrfs;
 mod disk;
+#[cfg(feature = "docker")]
+mod docker;
 mod draft;
 mod error;
 mod host;

@@ -35,6 +35,16 @@ pub fn open(url: &StoreUrl, options: &Options) -> Result<Arc<dyn Store>, Error> 
             let (zfs, path) = Zfs::open(url)?;
             return Ok(Arc::new(Disk::open(url, &path, options, Box::new(zfs))?));
         }
+        #[cfg(feature = "docker")]
+        Kind::Docker => Box::new(crate::docker::Docker::new(options.docker_socket.clone())),
+        #[cfg(not(feature = "docker"))]
+        Kind::Docker => {
+            return Err(Error::Unsuitable {
+                path: url.path.clone(),
+                kind: url.kind.name(),
+                reason: "this program was built without the feature `docker`".to_owned(),
+            });
+        }
     };
     Ok(Arc::new(Disk::open(url, &url.path, options, trees)?))
 }

@@ -165,6 +165,8 @@ pub struct Options {
     pub rsync_mode: Option<RsyncMode>,
     /// The program `rsync`, if an rsync store shall copy with it rather than by itself.
     pub rsync_program: Option<PathBuf>,
+    /// The unix socket of the docker daemon, for a store of that kind.
+    pub docker_socket: PathBuf,
 }
 
 impl Default for Options {
@@ -174,6 +176,8 @@ impl Default for Options {
             boot_id: None,
             rsync_mode: None,
             rsync_program: None,
+            // docker-ce's and every distribution's default.
+            docker_socket: PathBuf::from("/var/run/docker.sock"),
         }
     }
 }
@@ -200,6 +204,8 @@ pub enum Kind {
     Xfs,
     /// Whole trees on any file system.
     Rsync,
+    /// Images of a docker daemon.
+    Docker,
 }
 
 /// What becomes of the files of an rsync store's snapshot that are still the same as its parent's.

@@ -4,7 +4,7 @@
 
 use crate::place::Place;
 use crate::tree::{self, Sharing, Subvolumes};
-use crate::{Error, Kind, Rootfs, Space};
+use crate::{Error, Kind, Rootfs, SnapshotId, Space};
 use rustix::fs::{AtFlags, Mode};
 use std::ffi::CString;
 use std::os::fd::AsFd as _;
@@ -34,11 +34,23 @@ pub(crate) trait Trees: Send + Sync + 'static {
     /// Makes `SLOT/fs`: empty if `below` is, else a writable view of the layers in `below`, topmost first.
     fn create(&self, place: &Place, slot: &str, below: &[String]) -> Result<Rootfs, Error>;
 
-    /// Does what is to be done to a draft's `SLOT/fs` when nothing writes to it any more, before it becomes a snapshot or the content
-    /// of a cache. `parent` is the tree that it was made from.
-    fn finish(&self, place: &Place, slot: &str, parent: Option<&str>) -> Result<(), Error> {
-        let _ = (place, slot, parent);
+    /// Does what is to be done to a draft's `SLOT/fs` when nothing writes to it any more, before it becomes the snapshot `id`, or the
+    /// content of a cache. `parent` is the tree that it was made from. There may be such a snapshot already: then
+    /// the draft is thrown away next.
+    fn finish(
+        &self,
+        place: &Place,
+        slot: &str,
+        parent: Option<&str>,
+        id: Option<SnapshotId>,
+    ) -> Result<(), Error> {
+        let _ = (place, slot, parent, id);
         Ok(())
+    }
+
+    /// Returns whether a finished tree is there.
+    fn is_there(&self, place: &Place, name: &str) -> Result<bool, Error> {
+        place.exists(name)
     }
 
     /// Returns how to read a tree that consists of these layers, topmost first.
@@ -83,6 +95,18 @@ pub(crate) trait Trees: Send + Sync + 'static {
     /// Has everything that was written so far reach the disk.
     fn sync(&self, place: &Place) -> Result<(), Error> {
         rustix::fs::syncfs(place.descriptor()).map_err(|errno| place.error("write out", ".", errno))
+    }
+
+    /// Returns how many trees, of those that are not in the store's own directory, nothing in it stands for any more: somebody has
+    /// removed that by hand. With `delete` they are deleted, but for those in use.
+    fn strays(&self, place: &Place, delete: bool) -> Result<usize, Error> {
+        let _ = (place, delete);
+        Ok(0)
+    }
+
+    /// Returns how caches are kept, if not as snapshots are.
+    fn for_caches(&self) -> Option<&dyn Trees> {
+        None
     }
 }
 

@@ -8,12 +8,13 @@ use std::str::FromStr;
 
 impl Kind {
     /// All kinds, the default first.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Overlay,
         Self::Btrfs,
         Self::Zfs,
         Self::Xfs,
         Self::Rsync,
+        Self::Docker,
     ];
 
     /// Returns the word that begins its URLs.
@@ -24,6 +25,7 @@ impl Kind {
             Self::Xfs => "xfs",
             Self::Rsync => "rsync",
             Self::Zfs => "zfs",
+            Self::Docker => "docker",
         }
     }
 

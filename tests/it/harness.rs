@@ -84,6 +84,7 @@ impl World {
             .env("OBUILD_STORE", &self.store)
             .env("OBUILD_CONFIG", self.config())
             .env_remove("OBUILD_PROGRESS")
+            .env_remove("DOCKER_HOST")
             .stdin(Stdio::null());
         command
     }

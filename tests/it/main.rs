@@ -8,14 +8,23 @@
     reason = "a test fails by a panic, and short specs may be joined from pieces"
 )]
 
+mod archive_check;
+mod archive_index;
+mod archive_opam;
+mod archive_serve;
+mod archive_sync;
 mod bad_input;
 mod builds;
 mod caches;
 mod commands;
 mod copies;
 mod crashes;
+#[cfg(feature = "docker")]
+mod docker;
 mod harness;
 mod images;
+mod matrix;
+mod registry;
 mod remote;
 mod rootless;
 mod secrets;

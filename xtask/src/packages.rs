@@ -26,6 +26,7 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("zfs"), "zfs-fuse"),
     (Sign::Program("flock"), "util-linux"),
     (Sign::Program("runc"), "runc"),
+    (Sign::Program("dockerd"), "docker.io"),
     (Sign::File("/bin/busybox"), "busybox-static"),
     (Sign::Program("debootstrap"), "debootstrap"),
     (
@@ -40,6 +41,11 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("losetup"), "mount"),
     (Sign::Program("newuidmap"), "uidmap"),
     (Sign::Program("useradd"), "passwd"),
+    (Sign::Program("curl"), "curl"),
+    (Sign::Program("tidy"), "tidy"),
+    (Sign::Program("docker-registry"), "docker-registry"),
+    (Sign::Program("htpasswd"), "apache2-utils"),
+    (Sign::Program("openssl"), "openssl"),
     (Sign::Program("skopeo"), "skopeo"),
     (Sign::Program("umoci"), "umoci"),
 ];
@@ -59,7 +65,13 @@ pub(crate) const PEERS: &[Need] = &[
     (Sign::Program("runc"), "runc"),
     (Sign::Program("dockerd"), "docker.io"),
     (Sign::Program("buildah"), "buildah"),
+    (Sign::Program("ocamlfind"), "ocaml-findlib"),
+    (
+        Sign::File("/usr/lib/ocaml/opam-file-format/META"),
+        "libopam-file-format-ocaml-dev",
+    ),
     (Sign::Program("docker-registry"), "docker-registry"),
+    (Sign::Program("skopeo"), "skopeo"),
 ];
 
 /// Returns the packages of `needs` that are not there.

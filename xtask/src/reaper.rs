@@ -33,6 +33,8 @@ pub(crate) enum Item {
     Group(i32),
     /// A cgroup (v1 hierarchy) to remove.
     Cgroup(PathBuf),
+    /// The directory of a docker daemon, which has ended: containers and mounts to end.
+    Docker(PathBuf),
     /// A mount to take down.
     Mount(PathBuf),
     /// A ZFS pool to destroy.
@@ -48,6 +50,7 @@ impl Item {
         match self {
             Self::Group(pid) => format!("group {pid}"),
             Self::Cgroup(path) => format!("cgroup {}", path.display()),
+            Self::Docker(path) => format!("docker {}", path.display()),
             Self::Mount(path) => format!("mount {}", path.display()),
             Self::Pool(name) => format!("pool {name}"),
             Self::Remove(path) => format!("remove {}", path.display()),
@@ -60,6 +63,7 @@ impl Item {
         match kind {
             "group" => rest.parse().ok().map(Self::Group),
             "cgroup" => Some(Self::Cgroup(rest.into())),
+            "docker" => Some(Self::Docker(rest.into())),
             "mount" => Some(Self::Mount(rest.into())),
             "pool" => Some(Self::Pool(rest.to_owned())),
             "remove" => Some(Self::Remove(rest.into())),
@@ -76,6 +80,7 @@ impl Item {
                 Ok(())
             }
             Self::Cgroup(path) => remove_cgroup(path),
+            Self::Docker(path) => crate::dockerd::clear(path),
             Self::Mount(path) => unmount(path),
             Self::Pool(name) => crate::zfs::destroy(name),
             Self::Remove(path) => remove_tree(path),
@@ -217,7 +222,7 @@ fn remove_cgroup(path: &Path) -> Result<()> {
 }
 
 /// Takes down a mount, after those that others have made below it.
-fn unmount(path: &Path) -> Result<()> {
+pub(crate) fn unmount(path: &Path) -> Result<()> {
     let done = retry(|| {
         for point in mounts_below(path).iter().rev() {
             umount(point, &[])?;
@@ -324,6 +329,7 @@ mod tests {
             Item::Group(42),
             Item::Mount("/a b/c".into()),
             Item::Remove("/x".into()),
+            Item::Docker("/y".into()),
             Item::Pool("tank".to_owned()),
             Item::Cgroup("/sys/fs/cgroup/x".into()),
             Item::User("name".to_owned()),

@@ -2,12 +2,16 @@
 //! `cargo xtask test`: installs and makes what the tests need, runs every check, takes it all down again.
 
 use crate::cmd::Cmd;
+use crate::dockerd::Daemon;
 use crate::filesystems::Scratch;
 use crate::reaper::Guard;
+use crate::registries::{Access, Registry};
 use crate::report::Report;
 use crate::rootless::{self, Users};
 use crate::zfs::Pool;
-use crate::{accounts, debian, docs, examples, faults, lint, packages, workspace};
+use crate::{
+    accounts, debian, docs, examples, faults, lint, opam, packages, registries, workspace,
+};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
@@ -29,8 +33,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         lint::compiled(&mut report);
     }
     let as_users = arguments == [AS_USERS];
+    let mut matrix = None;
     if !as_users {
         report.check("tests", || cargo_test(arguments, &surroundings));
+        matrix = fs_err::read_to_string(surroundings.matrix()).ok();
     }
     if (arguments.is_empty() || as_users)
         && let (Some(scratch), Some(users)) = (&surroundings.scratch, &surroundings.users)
@@ -50,10 +56,17 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if let Some(pool) = surroundings.pool.take() {
         report.check("no pool left behind", || pool.close());
     }
-    // Before the directories that their homes are in.
+    // Before the directories that their homes and files are in.
     surroundings.accounts.clear();
+    surroundings.registries.clear();
+    if let Some(docker) = surroundings.docker.take() {
+        report.check("docker daemon ended", || docker.close());
+    }
     if let Some(scratch) = surroundings.scratch.take() {
         report.check("nothing left behind", || scratch.close());
+    }
+    if let Some(matrix) = matrix {
+        println!("\nStores with sandboxes:\n{matrix}");
     }
     report.finish()
 }
@@ -64,6 +77,9 @@ struct Surroundings {
     pool: Option<Pool>,
     /// Deleted before the file systems go: fields are dropped in their order.
     accounts: Vec<Guard>,
+    registries: Vec<Registry>,
+    /// Before the directory that it has its things in.
+    docker: Option<Daemon>,
     scratch: Option<Scratch>,
     users: Option<Users>,
     variables: Vec<(&'static str, PathBuf)>,
@@ -74,12 +90,19 @@ impl Surroundings {
         // /var/tmp: on a real disk on every system, and reachable for other users than root.
         let mut scratch = Scratch::create(Path::new("/var/tmp"))?;
         let mut variables = vec![("OBUILD_TEST_DIR", scratch.directory("plain")?)];
+        match workspace::opam_data() {
+            Some(data) => variables.push(("OBUILD_TEST_OPAM_DATA", data)),
+            // No skip, nor one in CI: they are extra proof where the files are, and what they prove is tested without them.
+            None => eprintln!("NOT APPLICABLE tests over all of opam-repository: no data"),
+        }
         if !workspace::is_root() {
             let reason = "not root: no file systems are made; tests that need them or root skip";
             report.lack("test file systems", reason);
             return Ok(Self {
                 pool: None,
                 accounts: Vec::new(),
+                registries: Vec::new(),
+                docker: None,
                 scratch: Some(scratch),
                 users: None,
                 variables,
@@ -101,8 +124,53 @@ impl Surroundings {
             pool = Some(made);
             Ok(())
         });
+        let mut docker = None;
+        report.check("docker daemon", || {
+            let root = scratch.directory("docker")?;
+            let mut daemon = Daemon::start(&root, &[])?;
+            daemon.wait()?;
+            variables.push(("OBUILD_TEST_DOCKER", daemon.socket()));
+            docker = Some(daemon);
+            Ok(())
+        });
         report.check("Debian root", || {
             variables.push(("OBUILD_TEST_DEBIAN", debian::tar()?));
+            Ok(())
+        });
+        let mut started = Vec::new();
+        for (variable, access, name) in [
+            ("OBUILD_TEST_REGISTRY", Access::Open, "open"),
+            (
+                "OBUILD_TEST_REGISTRY_PASSWORD",
+                Access::Password,
+                "password",
+            ),
+            ("OBUILD_TEST_REGISTRY_TLS", Access::Tls, "tls"),
+        ] {
+            report.check("registry", || {
+                let directory = scratch.path().join("registries").join(name);
+                let registry = Registry::start(&directory, access)?;
+                variables.push((variable, registry.host().into()));
+                if access == Access::Tls {
+                    let authority = registries::authority(&directory);
+                    variables.push(("OBUILD_TEST_REGISTRY_CA", authority));
+                }
+                started.push(registry);
+                Ok(())
+            });
+        }
+        report.check("opam", || {
+            let mut clients = vec![opam::own()?];
+            let (newer, lacking) = opam::newer();
+            clients.extend(newer);
+            for reason in lacking {
+                eprintln!("SKIPPED {reason}");
+                anyhow::ensure!(
+                    !workspace::in_ci(),
+                    "nothing may be skipped in CI: {reason}"
+                );
+            }
+            variables.push(("OBUILD_TEST_OPAM", std::env::join_paths(clients)?.into()));
             Ok(())
         });
         let mut users = None;
@@ -119,6 +187,7 @@ impl Surroundings {
         for (variable, count, file_system) in [
             ("OBUILD_TEST_BUILD_USERS", 3, "plain"),
             ("OBUILD_TEST_BUILD_USERS_BTRFS", 4, "btrfs"),
+            ("OBUILD_TEST_BUILD_USERS_XFS", 1, "xfs"),
         ] {
             report.check("build users", || {
                 let homes = scratch.path().join(file_system).join("homes");
@@ -132,6 +201,8 @@ impl Surroundings {
         Ok(Self {
             pool,
             accounts,
+            registries: started,
+            docker,
             scratch: Some(scratch),
             users,
             variables,
@@ -140,6 +211,12 @@ impl Surroundings {
 }
 
 impl Surroundings {
+    /// Returns the file that the tests write the table of stores and sandboxes to.
+    fn matrix(&self) -> PathBuf {
+        let scratch = self.scratch.as_ref();
+        scratch.map_or_else(PathBuf::new, |scratch| scratch.path().join("matrix.md"))
+    }
+
     /// Runs the examples, where root allows.
     fn run_examples(&self, report: &mut Report) {
         match &self.scratch {
@@ -179,6 +256,7 @@ fn cargo_test(arguments: &[String], surroundings: &Surroundings) -> Result<()> {
         }
         command = command.args(arguments);
     }
+    command = command.env("OBUILD_TEST_MATRIX", surroundings.matrix());
     for (name, path) in &surroundings.variables {
         command = command.env(name, path);
     }

@@ -53,6 +53,14 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
+/// Returns the directory of opam-repository's files and of what OCaml's parser makes of them: `OBUILD_TEST_OPAM_DATA`, or `shared/data` beside
+/// the checkout. They are other people's files and no part of the project.
+pub(crate) fn opam_data() -> Option<PathBuf> {
+    let directory = env::var_os("OBUILD_TEST_OPAM_DATA")
+        .map_or_else(|| root().join("../shared/data"), PathBuf::from);
+    directory.join("golden").is_dir().then_some(directory)
+}
+
 /// Returns whether we are root.
 pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;

@@ -17,23 +17,29 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Makes a pool with its file and its mount point in the directory `scratch`.
+    /// Makes a pool with its file and its mount point in the directory `scratch`, and a daemon if there is none.
     pub(crate) fn create(scratch: &Path, size_bytes: u64) -> Result<Self> {
+        let daemon = daemon(scratch)?;
+        let mut pool = Self::in_file(scratch, "zfs", size_bytes)?;
+        pool.daemon = daemon;
+        Ok(pool)
+    }
+
+    /// Makes one in `scratch/NAME.img`, mounted at `scratch/NAME`. There is a daemon.
+    pub(crate) fn in_file(scratch: &Path, name: &str, size_bytes: u64) -> Result<Self> {
+        let process = std::process::id();
         let mut pool = Self {
-            name: format!("obuild-xtask-{}", std::process::id()),
+            name: match name {
+                "zfs" => format!("obuild-xtask-{process}"),
+                name => format!("obuild-xtask-{process}-{name}"),
+            },
             made: None,
             mounts: None,
             daemon: None,
         };
-        if !answers() {
-            // In the foreground, so that it is of our process group. Without the option it keeps no extended attributes.
-            let daemon = Cmd::new("zfs-fuse").args(["-n", "--no-kstat-mount", "--enable-xattr"]);
-            pool.daemon = Some(Background::start(daemon, &scratch.join("zfs-fuse.log"))?);
-            pool.wait_for_daemon()?;
-        }
-        let image = scratch.join("zfs.img");
+        let image = scratch.join(format!("{name}.img"));
         fs_err::File::create(&image)?.set_len(size_bytes)?;
-        let point = scratch.join("zfs");
+        let point = scratch.join(name);
         pool.mounts = Some(Guard::new(Item::Mount(point.clone()))?);
         pool.made = Some(Guard::new(Item::Pool(pool.name.clone()))?);
         // No cache file: else a daemon that starts later would look for the pool.
@@ -59,18 +65,24 @@ impl Pool {
         let mounts = self.mounts.take().map_or(Ok(()), Guard::close);
         pool.and(mounts)
     }
+}
 
-    fn wait_for_daemon(&mut self) -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(10);
-        while !answers() {
-            let runs = self.daemon.as_mut().is_some_and(Background::is_running);
-            if !runs || Instant::now() > end {
-                bail!("zfs-fuse does not answer; it needs /dev/fuse");
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
+/// Starts the daemon of zfs-fuse, if nothing else answers to `zpool`.
+pub(crate) fn daemon(scratch: &Path) -> Result<Option<Background>> {
+    if answers() {
+        return Ok(None);
     }
+    // In the foreground, so that it is of our process group. Without the option it keeps no extended attributes.
+    let command = Cmd::new("zfs-fuse").args(["-n", "--no-kstat-mount", "--enable-xattr"]);
+    let mut daemon = Background::start(command, &scratch.join("zfs-fuse.log"))?;
+    let end = Instant::now() + Duration::from_secs(10);
+    while !answers() {
+        if !daemon.is_running() || Instant::now() > end {
+            bail!("zfs-fuse does not answer; it needs /dev/fuse");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(Some(daemon))
 }
 
 impl Drop for Pool {

@@ -95,6 +95,7 @@ pub(crate) fn read_archive(file: File, path: &Path, wanted: Option<&str>) -> Res
             digest: None,
             size,
             diff_id: Digest::parse(diff_id).map_err(|reason| bad(path, reason))?,
+            media_type: String::new(),
         })
     };
     let layers = item.layers.iter().zip(&diff_ids).map(layer);

@@ -13,6 +13,7 @@ mod credentials;
 mod download;
 mod error;
 mod http;
+mod kept;
 mod known;
 mod name;
 mod pull;
@@ -21,6 +22,7 @@ mod retry;
 mod upload;
 
 pub use error::Error;
+pub use kept::{KeptBlob, kept_blobs};
 pub use name::ImageName;
 pub use push::{
     BlobData, BlobSource, PushBlob, PushImage, PushManifest, PushProgress, PushReport, push,
@@ -42,6 +44,8 @@ use std::time::Duration;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 
+/// The directory of a store's state directory that is meant for [`ClientOptions::state_dir`].
+pub const DIRECTORY: &str = "images";
 /// Transfers at once: enough to fill a line on which one connection is slow.
 const TRANSFERS: usize = 4;
 /// How often a caller's wish to stop is looked for.

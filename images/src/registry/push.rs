@@ -52,7 +52,16 @@ impl fmt::Debug for BlobData {
 }
 
 impl BlobData {
-    pub(crate) fn open(&self, digest: Digest, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+    /// Opens the blob.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, or is in a registry.
+    pub fn reader(&self, digest: Digest) -> io::Result<Box<dyn Read + Send>> {
+        self.open(digest, 0)
+    }
+
+    pub(super) fn open(&self, digest: Digest, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         match self {
             Self::Bytes(bytes) => {
                 let mut reader = io::Cursor::new(Arc::clone(bytes));

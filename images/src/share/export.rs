@@ -172,7 +172,7 @@ fn write_layout(
         }
         let from = blob
             .data
-            .open(blob.digest, 0)
+            .reader(blob.digest)
             .map_err(|error| Error::io("read what is to be", &path, error))?;
         replace(&path, |file| {
             let mut from = crate::digest::Hashing::new(from);

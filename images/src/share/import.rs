@@ -121,6 +121,7 @@ impl CacheImport {
                 digest: Some(layer.blob.digest),
                 size: layer.blob.size,
                 diff_id: layer.diff_id,
+                media_type: shared_layers(1).compression.media_type().to_owned(),
             };
             Arriving::start(layer, self.remote())
         });

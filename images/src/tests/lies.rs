@@ -24,9 +24,9 @@ fn is_layer(request: &Request) -> bool {
 
 #[test]
 fn a_lying_registry_is_found_out_and_nothing_of_it_is_kept() {
+    type Lie = fn(&Request, Reply) -> Reply;
     let Some(area) = Area::new() else { return };
     let (layout, manifest) = image(&area);
-    type Lie = fn(&Request, Reply) -> Reply;
     let lies: [(&str, Lie, &str); 8] = [
         (
             "digest",

@@ -134,7 +134,7 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Vec<Request>>, answer: &dyn Fn(&Req
     let reply = answer(&request);
     let mut head = format!("HTTP/1.1 {} Answer\r\nConnection: close\r\n", reply.status);
     for (name, value) in &reply.headers {
-        head += &format!("{name}: {value}\r\n");
+        head.extend([name.as_str(), ": ", value, "\r\n"]);
     }
     if reply.endless {
         head += "Transfer-Encoding: chunked\r\n\r\n";
@@ -148,10 +148,8 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Vec<Request>>, answer: &dyn Fn(&Req
         while stream.write_all(&chunk).is_ok() {}
         return;
     }
-    head += &format!(
-        "Content-Length: {}\r\n\r\n",
-        reply.length.unwrap_or(reply.body.len() as u64)
-    );
+    let length = reply.length.unwrap_or(reply.body.len() as u64);
+    head.extend(["Content-Length: ", &length.to_string(), "\r\n\r\n"]);
     let _ = stream.write_all(head.as_bytes());
     if request.method != "HEAD" {
         let _ = stream.write_all(&reply.body);

@@ -145,17 +145,36 @@ impl Cgroups {
     }
 }
 
+/// Looks at the group that another process is in, to be told of what the kernel killed there.
+#[cfg(feature = "docker")]
+pub(crate) fn of_process(pid: i32) -> Group {
+    let read = |path: String| fs_err::read_to_string(path).unwrap_or_default();
+    let mounts = read("/proc/self/mountinfo".to_owned());
+    let layout = Layout::parse(&read(format!("/proc/{pid}/cgroup")), &mounts);
+    let events = match layout {
+        Layout::V1 { controllers, .. } => controllers
+            .get("memory")
+            .map(|directory| directory.join("memory.oom_control")),
+        Layout::V2(own) => Some(own.join("memory.events")),
+        Layout::None => None,
+    };
+    Group {
+        directories: Vec::new(),
+        events,
+    }
+}
+
 /// Limits that cgroups enforce, checked.
 #[derive(Debug, PartialEq, Eq)]
-struct Wanted {
-    memory_bytes: Option<u64>,
+pub(crate) struct Wanted {
+    pub(crate) memory_bytes: Option<u64>,
     /// Microseconds of processor time a period.
-    cpu_quota: Option<u64>,
-    pids: Option<u64>,
+    pub(crate) cpu_quota: Option<u64>,
+    pub(crate) pids: Option<u64>,
 }
 
 impl Wanted {
-    fn of(limits: &Limits) -> Result<Self, Error> {
+    pub(crate) fn of(limits: &Limits) -> Result<Self, Error> {
         let cpu_quota = match limits.cpus {
             None => None,
             Some(cpus) if cpus.is_finite() && cpus > 0.0 => Some(quota(cpus)),
@@ -173,7 +192,7 @@ impl Wanted {
         })
     }
 
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         *self
             == Self {
                 memory_bytes: None,
@@ -327,7 +346,7 @@ fn make(directory: &Path, limits: &[(&str, String)]) -> Result<(), Problem> {
 }
 
 /// Returns whether a group's name says that its maker is dead.
-fn is_abandoned(name: &str) -> bool {
+pub(crate) fn is_abandoned(name: &str) -> bool {
     let Some(rest) = name.strip_prefix(PREFIX) else {
         return false;
     };

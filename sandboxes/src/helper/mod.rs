@@ -5,6 +5,7 @@
 //! calls [`main`] before anything else. See `docs/decisions/0002-sandbox-helper.md`.
 
 mod accounts;
+mod container;
 pub(crate) mod exec;
 pub(crate) mod init;
 mod mounts;
@@ -16,6 +17,8 @@ mod runtime;
 mod runtime_config;
 mod template;
 
+#[cfg(feature = "docker")]
+pub(crate) use container::SOCKET as CONTAINER_SOCKET;
 pub(crate) use runtime::is_program as is_runtime;
 
 use crate::{seccomp, sys, wire};
@@ -33,7 +36,8 @@ use std::time::{Duration, Instant};
 
 /// Serves steps until the program that started this process ends.
 ///
-/// To be called first thing in `main` when the hidden argument is there. Standard input is the socket to the caller.
+/// To be called first thing in `main` when the hidden argument is there. Standard input is the socket to the caller; if it is no socket,
+/// this is the helper of a container, which finds the socket at a place of its own.
 pub fn main() -> ExitCode {
     let user = std::env::args_os()
         .next_back()
@@ -62,12 +66,16 @@ fn serve() -> io::Result<()> {
     }
     sys::close_from(3)?;
     sys::helper_signals();
-    rustix::process::chdir("/")?;
     // A step's root is not the host's root to the kernel, but both are uid 0: nothing of ours may be looked into.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     rustix::thread::set_name(c"obuild-helper")?;
+    rustix::process::chdir("/")?;
     // Standard input is the socket. Only one copy may be open: a step that held one would keep it from ending with the helper.
-    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let socket = if container::is_inside()? {
+        container::enter()?
+    } else {
+        rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?
+    };
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
     drop(null);

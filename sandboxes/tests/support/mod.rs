@@ -33,6 +33,10 @@ macro_rules! on_namespaces {
         mod runc {
             $(#[test] fn $name() { $crate::support::Tree::with("runc", super::$name); })*
         }
+        #[cfg(feature = "docker")]
+        mod docker {
+            $(#[test] fn $name() { $crate::support::Tree::with("docker", super::$name); })*
+        }
     };
 }
 
@@ -157,6 +161,15 @@ pub fn open(backend: &str, scratch: &Path) -> Box<dyn Sandbox> {
             })
             .expect("user opens"),
         ),
+        #[cfg(feature = "docker")]
+        "docker" => {
+            let options = obuild_sandboxes::DockerOptions {
+                helper,
+                socket: obuild_fixtures::docker().expect("the caller has looked"),
+                state_dir: scratch.join("state"),
+            };
+            Box::new(obuild_sandboxes::Docker::open(options).expect("docker opens"))
+        }
         _ => Box::new(
             Runc::open(RuncOptions {
                 helper,
@@ -186,6 +199,9 @@ impl Tree {
         if backend == "user" && build_users().is_empty() {
             return;
         }
+        if backend == "docker" && obuild_fixtures::docker().is_none() {
+            return;
+        }
         let Some(scratch) = scratch(FileSystem::Default) else {
             return;
         };
@@ -211,6 +227,16 @@ impl Tree {
 
     pub fn is_native(&self) -> bool {
         self.backend == "native"
+    }
+
+    /// Returns a number that tells the backends' processes apart.
+    pub fn number(&self) -> u8 {
+        match self.backend {
+            "native" => 1,
+            "docker" => 2,
+            "user" => 3,
+            _ => 0,
+        }
     }
 
     pub fn backend(&self) -> &'static str {

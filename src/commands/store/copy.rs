@@ -55,7 +55,7 @@ pub(crate) fn run(global: &Global, options: &StoreCopy) -> Result<()> {
 }
 
 fn open(url: &StoreUrl, global: &Global, config: &Config) -> Result<Arc<Engine>> {
-    let mut how = config.store_options(global, url);
+    let mut how = config.store_options(global, url)?;
     // A mode is meant for whichever of the two has one.
     how.rsync_mode = how.rsync_mode.filter(|_| url.kind == Kind::Rsync);
     let store = obuild_stores::open(url, &how)?;
@@ -64,7 +64,7 @@ fn open(url: &StoreUrl, global: &Global, config: &Config) -> Result<Arc<Engine>>
         sandbox: None,
         runtime: None,
     };
-    let sandbox = open_sandbox(&none, config, &*store)?;
+    let sandbox = open_sandbox(global, &none, config, &*store)?;
     Ok(Engine::open(store, sandbox, 1)?)
 }
 

@@ -39,6 +39,7 @@ impl Upkeep for super::Disk {
         for name in &audit.trash {
             shared.trees.destroy(&shared.place, name)?;
         }
+        audit.strays()?;
         let findings = audit.findings;
         if mend && !findings.is_empty() {
             self.sweep()?;
@@ -163,7 +164,11 @@ impl Audit<'_> {
             if let Some(there) = there.get(&name) {
                 return Ok(*there);
             }
-            let exists = place.exists(&name)?;
+            let exists = if name.ends_with("/fs") {
+                shared.trees.is_there(place, &name)?
+            } else {
+                place.exists(&name)?
+            };
             there.insert(name, exists);
             Ok(exists)
         };
@@ -220,6 +225,19 @@ impl Audit<'_> {
                 self.shared.delete_cache(&name)?;
             }
             let message = format!("the cache {text:?} has lost {lost}");
+            self.books(None, message, self.mend);
+        }
+        Ok(())
+    }
+}
+
+impl Audit<'_> {
+    /// To be called when the trash is deleted.
+    fn strays(&mut self) -> Result<(), Error> {
+        // The sweep that follows takes them.
+        let strays = self.shared.trees.strays(&self.shared.place, false)?;
+        if strays > 0 {
+            let message = format!("{strays} trees that no snapshot or cache stands for");
             self.books(None, message, self.mend);
         }
         Ok(())

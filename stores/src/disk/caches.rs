@@ -198,7 +198,9 @@ impl Shared {
     ) -> Result<Rootfs, Error> {
         self.pin(&lease.slot, current)?;
         let below = layer_paths(&lease.cache, &current.layers);
-        let rootfs = self.trees.create(&self.place, &lease.slot, &below)?;
+        let rootfs = self
+            .cache_trees()
+            .create(&self.place, &lease.slot, &below)?;
         let top = format!("{}/fs", lease.slot);
         let (user, group) = obuild_rootless::owner(user, group)
             .map_err(|error| self.place.error("give away", &top, error))?;
@@ -219,8 +221,8 @@ impl Shared {
         let layer = self.unique();
         let slot = format!("caches/{cache}/{layer}");
         self.place.make_directory(&slot, 0o755)?;
-        self.trees.create(&self.place, &slot, &[])?;
-        self.trees.finish(&self.place, &slot, None)?;
+        self.cache_trees().create(&self.place, &slot, &[])?;
+        self.cache_trees().finish(&self.place, &slot, None, None)?;
         let current = Current {
             name: name.to_owned(),
             token: self.unique(),
@@ -235,7 +237,7 @@ impl Shared {
 
     /// Notes in a lease which layers it stands on. The cache must be locked.
     fn pin(&self, slot: &str, current: &Current) -> Result<(), Error> {
-        if self.trees.layers().is_none() {
+        if self.cache_trees().layers().is_none() {
             return Ok(());
         }
         self.place
@@ -251,7 +253,7 @@ impl Shared {
             }
         };
         let replaced = self.replace_content(&lease)?;
-        if let Some(layers) = self.trees.layers()
+        if let Some(layers) = self.cache_trees().layers()
             && let Some(current) = replaced
             && current.layers.len() > layers.cache
         {
@@ -272,7 +274,8 @@ impl Shared {
         else {
             return Ok(None);
         };
-        self.trees.finish(&self.place, &lease.slot, None)?;
+        self.cache_trees()
+            .finish(&self.place, &lease.slot, None, None)?;
         // See `provisional` in `durability`: the slot's name is the mark's.
         let (slots, slot) = lease
             .slot
@@ -288,7 +291,7 @@ impl Shared {
         self.place
             .rename(&format!("{}/fs", lease.slot), &format!("{directory}/fs"))?;
         let mut layers = vec![CacheLayer { name, entries: 0 }];
-        if self.trees.layers().is_some() {
+        if self.cache_trees().layers().is_some() {
             layers.extend(old.layers);
         }
         let current = Current {
@@ -389,7 +392,7 @@ impl Shared {
             trash
         };
         for name in trash {
-            self.trees.destroy(&self.place, &name)?;
+            self.cache_trees().destroy(&self.place, &name)?;
         }
         Ok(())
     }
@@ -433,7 +436,7 @@ impl Shared {
             };
             let mut size = 0;
             for layer in layer_paths(&cache, &current.layers) {
-                size += self.trees.whole_size(&self.place, &layer)?;
+                size += self.cache_trees().whole_size(&self.place, &layer)?;
             }
             all.push((current.name, size));
         }

@@ -181,7 +181,7 @@ impl Shared {
 }
 
 impl Shared {
-    /// Removes what is left of snapshots whose deletion was cut short. Looks at every snapshot.
+    /// Removes what is left of snapshots whose deletion was cut short, and trees whose snapshots are gone. Looks at every snapshot.
     pub(super) fn sweep_rests(&self) -> Result<(), Error> {
         let mut trash = Vec::new();
         {
@@ -192,7 +192,12 @@ impl Shared {
                 }
             }
         }
-        self.delete_all(&trash)
+        self.delete_all(&trash)?;
+        let strays = self.trees.strays(&self.place, true)?;
+        if strays > 0 {
+            tracing::info!(strays, "deleted trees whose snapshots somebody has removed");
+        }
+        Ok(())
     }
 }
 

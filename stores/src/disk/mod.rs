@@ -71,6 +71,11 @@ impl Shared {
         Ok(lock.expect("the directory that is held open is there"))
     }
 
+    /// Returns how caches are kept.
+    fn cache_trees(&self) -> &dyn Trees {
+        self.trees.for_caches().unwrap_or(self.trees.as_ref())
+    }
+
     /// Returns a number that this store gives once.
     fn number(&self) -> u64 {
         self.counter.fetch_add(1, Ordering::Relaxed)

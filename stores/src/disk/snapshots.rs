@@ -72,11 +72,11 @@ impl Shared {
         let Some(meta) = self.meta(id)? else {
             return Ok(None);
         };
-        if !self.place.exists(&Layer::own(id).path())? {
+        if !self.trees.is_there(&self.place, &Layer::own(id).path())? {
             return Ok(None);
         }
         for layer in &meta.lower {
-            if !self.place.exists(&layer.path())? {
+            if !self.trees.is_there(&self.place, &layer.path())? {
                 return Ok(None);
             }
         }
@@ -185,7 +185,8 @@ impl Shared {
         let mut slot = self.slot(draft)?;
         let path = slot.path();
         let parent = slot.meta.parent.map(|parent| Layer::own(parent).path());
-        self.trees.finish(&self.place, &path, parent.as_deref())?;
+        self.trees
+            .finish(&self.place, &path, parent.as_deref(), Some(id))?;
         // Declared after the slot and so dropped before it, whose dropping takes the lock itself.
         let mut renamed = None;
         if id != slot.id

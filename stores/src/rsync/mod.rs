@@ -14,7 +14,7 @@ use crate::place::Place;
 use crate::store::RsyncMode;
 use crate::tree::{self, Compare, Sharing};
 use crate::trees::{self, Layers, Trees};
-use crate::{Error, Kind, Options, Rootfs, StoreUrl, sys};
+use crate::{Error, Kind, Options, Rootfs, SnapshotId, StoreUrl, sys};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
@@ -100,7 +100,13 @@ impl Trees for Rsync {
         }
     }
 
-    fn finish(&self, place: &Place, slot: &str, parent: Option<&str>) -> Result<(), Error> {
+    fn finish(
+        &self,
+        place: &Place,
+        slot: &str,
+        parent: Option<&str>,
+        _id: Option<SnapshotId>,
+    ) -> Result<(), Error> {
         let compare = match self.mode {
             Some(RsyncMode::Hardlink) => Compare::Content,
             Some(RsyncMode::HardlinkUnsafe) => Compare::Times,

@@ -31,12 +31,12 @@ pub use dataset::Dataset;
 use crate::disk::unique_name;
 use crate::place::Place;
 use crate::trees::{self, Layers, Trees};
-use crate::{Error, Kind, Rootfs, Space, StoreUrl, sys};
+use crate::{Error, Kind, Rootfs, SnapshotId, Space, StoreUrl, sys};
 use dataset::{mounts_below, unmount_all};
 use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -284,7 +284,13 @@ impl Trees for Zfs {
     }
 
     /// Takes the snapshot that children are cloned from.
-    fn finish(&self, place: &Place, slot: &str, _parent: Option<&str>) -> Result<(), Error> {
+    fn finish(
+        &self,
+        place: &Place,
+        slot: &str,
+        _parent: Option<&str>,
+        _id: Option<SnapshotId>,
+    ) -> Result<(), Error> {
         let tree = self.tree(place, &format!("{slot}/{LINK}"))?;
         let held = self.held().remove(&tree.name);
         if let Some(held) = held {
@@ -345,6 +351,35 @@ impl Trees for Zfs {
         let total = bytes("used", pool)? + bytes("available", pool)?;
         let available = bytes("available", &self.home)?;
         Ok(Space { total, available })
+    }
+
+    fn strays(&self, place: &Place, delete: bool) -> Result<usize, Error> {
+        if !sys::is_root() {
+            return Ok(0);
+        }
+        let mut datasets = Vec::new();
+        for group in [TREES, CACHE_TREES] {
+            let name = format!("{}/{group}", self.home);
+            let list = zfs(&["list", "-H", "-r", "-t", "filesystem", "-o", "name", &name])?;
+            let inside = list
+                .lines()
+                .filter_map(|line| line.strip_prefix(&name)?.strip_prefix('/'));
+            datasets.extend(inside.map(|tree| self.dataset(group, tree)));
+        }
+        // In the order in which a link goes through them, after the listing: none is missed on its way.
+        let mut known = HashSet::new();
+        for (directory, depth) in [("drafts", 2), ("snapshots", 1), ("caches", 2), ("trash", 4)] {
+            for link in links(place, directory, depth)? {
+                known.extend(self.follow(place, &link)?.map(|tree| tree.name));
+            }
+        }
+        datasets.retain(|dataset| !known.contains(&dataset.name));
+        if delete {
+            for dataset in &datasets {
+                self.destroy_tree(dataset)?;
+            }
+        }
+        Ok(datasets.len())
     }
 
     fn sync(&self, place: &Place) -> Result<(), Error> {

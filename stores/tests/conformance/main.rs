@@ -36,6 +36,8 @@ macro_rules! suite {
         crate::suite!(@ rsync_hardlink_unsafe RSYNC_HARDLINK_UNSAFE $($test)*);
         crate::suite!(@ rsync_hardlink_by_program RSYNC_HARDLINK_BY_PROGRAM $($test)*);
         crate::suite!(@ zfs ZFS $($test)*);
+        #[cfg(feature = "docker")]
+        crate::suite!(@ docker DOCKER $($test)*);
     };
     (@ $module:ident $subject:ident $($test:ident)*) => {
         mod $module {

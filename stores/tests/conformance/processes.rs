@@ -6,7 +6,7 @@
 use crate::subject::{Fixture, id};
 use crate::trees::{Tree, commit, tree};
 use obuild_fixtures::{Privilege, may};
-use obuild_stores::{Error, Options, Store, open};
+use obuild_stores::{Error, Store, open};
 use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -87,7 +87,7 @@ fn child() {
         return;
     };
     let number: u32 = std::env::var(NUMBER).unwrap().parse().unwrap();
-    let opened = open(&url.parse().unwrap(), &Options::default());
+    let opened = open(&url.parse().unwrap(), &crate::subject::options());
     if role == "be refused" {
         println!("refused: {}", opened.err().unwrap());
         return;

@@ -98,6 +98,13 @@ pub(crate) const ZFS: Subject = Subject {
     rsync: None,
 };
 
+#[cfg(feature = "docker")]
+pub(crate) const DOCKER: Subject = Subject {
+    kind: Some("docker"),
+    file_system: FileSystem::Default,
+    rsync: None,
+};
+
 /// An open store and its directory.
 pub(crate) struct Fixture {
     pub(crate) store: Arc<dyn Store>,
@@ -110,11 +117,19 @@ pub(crate) struct Fixture {
 const RSYNC: &str = "/usr/bin/rsync";
 
 /// Returns how a store that is there is opened.
-fn options(rsync: Option<Rsync>) -> Options {
+pub(crate) fn options() -> Options {
+    let mut options = Options::default();
+    if let Some(socket) = std::env::var_os("OBUILD_TEST_DOCKER") {
+        options.docker_socket = socket.into();
+    }
+    options
+}
+
+fn options_with(rsync: Option<Rsync>) -> Options {
     let program = rsync.is_some_and(|rsync| rsync.program);
     Options {
         rsync_program: program.then(|| RSYNC.into()),
-        ..Options::default()
+        ..options()
     }
 }
 
@@ -127,6 +142,9 @@ impl Subject {
         if self.rsync.is_some_and(|rsync| rsync.program) && !Path::new(RSYNC).exists() {
             skip("needs /usr/bin/rsync (package rsync)");
             return None;
+        }
+        if self.kind == Some("docker") {
+            obuild_fixtures::docker()?;
         }
         let directory = scratch(self.file_system)?;
         let dataset = match self.kind {
@@ -143,7 +161,7 @@ impl Subject {
                 let url = url(kind, &directory.path().join("store"));
                 let options = Options {
                     rsync_mode: self.rsync.map(|rsync| rsync.mode),
-                    ..options(self.rsync)
+                    ..options_with(self.rsync)
                 };
                 open(&url, &options).unwrap()
             }
@@ -208,12 +226,8 @@ impl Fixture {
         self.kind == Some("btrfs")
     }
 
-    pub(crate) fn is_zfs(&self) -> bool {
-        self.kind == Some("zfs")
-    }
-
     pub(crate) fn is_overlay(&self) -> bool {
-        self.kind == Some("overlay")
+        matches!(self.kind, Some("overlay" | "docker"))
     }
 
     /// Returns whether each snapshot holds all of its tree by itself.
@@ -239,14 +253,14 @@ impl Fixture {
 
     /// Opens the store once more.
     pub(crate) fn reopen(&self) -> Arc<dyn Store> {
-        open(&self.url(), &options(self.rsync)).unwrap()
+        open(&self.url(), &options_with(self.rsync)).unwrap()
     }
 
     /// Opens it as after the boot `boot_id`.
     pub(crate) fn reopen_after_boot(&self, boot_id: &str) -> Arc<dyn Store> {
         let options = Options {
             boot_id: Some(boot_id.to_owned()),
-            ..options(self.rsync)
+            ..options_with(self.rsync)
         };
         open(&self.url(), &options).unwrap()
     }
@@ -280,6 +294,13 @@ impl Fixture {
         if let Some(dataset) = &self.dataset {
             assert_eq!(dataset.leftovers(&path), Vec::<String>::new());
         }
+        #[cfg(feature = "docker")]
+        if self.kind == Some("docker") {
+            let client = obuild_docker::Client::new(options().docker_socket);
+            let label = format!("obuild.store={}", path.display());
+            assert_eq!(client.containers(&label).unwrap(), Vec::<String>::new());
+            assert_eq!(client.images(&label).unwrap(), []);
+        }
     }
 }
 
@@ -296,6 +317,7 @@ pub(crate) fn leftovers(path: &Path) -> Vec<PathBuf> {
         "state",
         "trees",
         "cache-trees",
+        "docker",
     ];
     let mut found = Vec::new();
     let mut pending = vec![path.to_owned()];

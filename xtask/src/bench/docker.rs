@@ -3,10 +3,10 @@
 
 use super::builder::{Builder, DEADLINE, Job, Publish, Work, dockerfile};
 use super::measure::{Meter, Sample};
-use crate::cmd::{Background, Cmd};
-use anyhow::{Result, bail};
+use crate::cmd::Cmd;
+use crate::dockerd::Daemon;
+use anyhow::Result;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 const BASE: &str = "obuild-bench-base:latest";
 
@@ -14,7 +14,7 @@ const BASE: &str = "obuild-bench-base:latest";
 pub(crate) struct Docker {
     root: PathBuf,
     base: PathBuf,
-    daemon: Option<Background>,
+    daemon: Option<Daemon>,
 }
 
 impl Docker {
@@ -58,33 +58,12 @@ impl Builder for Docker {
     }
 
     fn prepare(&mut self, meter: &Meter) -> Result<()> {
-        let at = |name: &str| self.root.join(name).display().to_string();
-        let daemon = Cmd::new("dockerd")
-            .args(["--host", &format!("unix://{}", at("docker.sock"))])
-            .args(["--data-root", &at("data"), "--exec-root", &at("exec")])
-            .args(["--pidfile", &at("docker.pid")])
-            .args(["--iptables=false", "--ip-forward=false", "--ip-masq=false"])
-            .args(["--bridge=none", "--userland-proxy=false"])
-            .arg(format!("--cgroup-parent=/{}", meter.group().name));
-        let mut daemon = Background::start(daemon, &self.root.join("dockerd.log"))?;
-        meter.group().adopt(daemon.id())?;
-        let ask = || {
-            self.docker()
-                .quiet()
-                .arg("version")
-                .deadline(Duration::from_secs(5))
-                .try_quietly()
-        };
-        let mut attempts = 0;
-        while !ask() {
-            attempts += 1;
-            if attempts > 150 || !daemon.is_running() {
-                let log = fs_err::read_to_string(self.root.join("dockerd.log"))?;
-                let end: Vec<&str> = log.lines().rev().take(5).collect();
-                bail!("dockerd does not come up: {}", end.join(" | "));
-            }
-            std::thread::sleep(Duration::from_millis(200));
+        let group = format!("--cgroup-parent=/{}", meter.group().name);
+        let mut daemon = Daemon::start(&self.root, &[group])?;
+        if let Some(id) = daemon.id() {
+            meter.group().adopt(id)?;
         }
+        daemon.wait()?;
         self.daemon = Some(daemon);
         self.docker()
             .arg("import")

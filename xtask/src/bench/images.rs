@@ -11,7 +11,7 @@ use crate::workspace;
 use anyhow::{Context, Result};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -87,15 +87,15 @@ pub(super) fn archive_push(arena: &mut Arena, meter: &Meter) -> Result<Table> {
     let context = arena.inputs.join("archive");
     fs_err::create_dir_all(context.join("files"))?;
     let mut random = fs_err::File::open("/dev/urandom")?;
-    let mut content = vec![0; FILE_BYTES];
+    let mut bytes = vec![0; FILE_BYTES];
     let mut fresh = |path: PathBuf| -> Result<()> {
-        random.read_exact(&mut content)?;
-        Ok(fs_err::write(path, &content)?)
+        random.read_exact(&mut bytes)?;
+        Ok(fs_err::write(path, &bytes)?)
     };
     for file in 0..ARCHIVE {
         fresh(context.join(format!("files/{file}")))?;
     }
-    let server = Server::start(arena.inputs.join("registry"))?;
+    let server = Server::start(&arena.inputs.join("registry"))?;
     let mut rows: Vec<_> = arena
         .builders
         .iter()
@@ -171,7 +171,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(directory: PathBuf) -> Result<Self> {
+    fn start(directory: &Path) -> Result<Self> {
         anyhow::ensure!(
             workspace::find_program("docker-registry").is_some(),
             "docker-registry is not installed (--install does)"
@@ -205,7 +205,7 @@ impl Server {
             .spawn(move || {
                 for stream in door.incoming().flatten() {
                     let counter = Arc::clone(&counter);
-                    std::thread::spawn(move || carry(stream, port, &counter));
+                    std::thread::spawn(move || carry(&stream, port, &counter));
                 }
             })
             .context("start a thread")?;
@@ -218,7 +218,7 @@ impl Server {
 }
 
 /// Carries one connection to the registry and back; it ends when both sides have ended.
-fn carry(client: TcpStream, port: u16, sent: &AtomicU64) {
+fn carry(client: &TcpStream, port: u16, sent: &AtomicU64) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else {
         return;
     };
@@ -235,7 +235,7 @@ fn carry(client: TcpStream, port: u16, sent: &AtomicU64) {
         to.shutdown(Shutdown::Write).ok();
     };
     std::thread::scope(|scope| {
-        scope.spawn(|| pass(&client, &server, Some(sent)));
-        pass(&server, &client, None);
+        scope.spawn(|| pass(client, &server, Some(sent)));
+        pass(&server, client, None);
     });
 }

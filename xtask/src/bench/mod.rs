@@ -8,6 +8,7 @@
 //! (150 ms or 2,050 ms for 10,000 files on a 2-core VM, kernel 6.18), so that on it figures would tell more of what ran before
 //! than of the contestants. `--on-host` uses the directory's own file system all the same.
 
+mod archive;
 mod buildah;
 mod builder;
 mod by_hand;
@@ -17,6 +18,7 @@ mod machine;
 pub(crate) mod measure;
 mod obuild;
 mod scenarios;
+mod serve;
 mod table;
 
 use crate::cmd::Cmd;
@@ -25,6 +27,7 @@ use crate::{debian, packages, workspace};
 use anyhow::{Context, Result, bail};
 use builder::Builder;
 use measure::Meter;
+use scenarios::Scenario;
 use std::path::{Path, PathBuf};
 
 /// Size of each image; sparse.
@@ -45,20 +48,28 @@ struct Options {
 
 /// Runs the task: `[NAME…] [--runs N] [--only BUILDER] [--install] [--dir DIR] [--on-host] [--list]`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    if let [name, rest @ ..] = arguments
+        && name == "serve"
+    {
+        return serve::run(rest);
+    }
     if arguments.iter().any(|argument| argument == "--list") {
-        for scenario in scenarios::ALL {
+        for scenario in all() {
             println!("{:<10} {}", scenario.name, scenario.summary);
         }
+        println!(
+            "{:<10} alone, not among others: the archive's server and nginx",
+            "serve"
+        );
         return Ok(());
     }
     let options = parse(arguments)?;
     anyhow::ensure!(workspace::is_root(), "the benchmark needs root");
-    let chosen: Vec<_> = scenarios::ALL
-        .iter()
-        .filter(|scenario| {
-            options.names.is_empty() || options.names.iter().any(|name| name == scenario.name)
-        })
-        .collect();
+    let is_chosen = |scenario: &&Scenario| {
+        options.names.is_empty() || options.names.iter().any(|name| name == scenario.name)
+    };
+    let chosen: Vec<_> = all().filter(is_chosen).collect();
+    let with_builders = scenarios::ALL.iter().any(|scenario| is_chosen(&scenario));
     if options.install {
         packages::ensure(packages::PEERS)?;
     }
@@ -66,7 +77,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Cmd::cargo()
         .args(["build", "--release", "--package", "obuild"])
         .run()?;
-    let base = debian::tar()?;
     let mut scratch = Scratch::create(&options.directory)?;
     let place = if options.on_host {
         scratch.path().to_owned()
@@ -74,9 +84,15 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         scratch.xfs(IMAGE_BYTES)?
     };
     let meter = Meter::create(&place)?;
-    let mut arena = Arena::create(&mut scratch, &place, base, options.runs)?;
-    arena.keep(&options.only);
-    arena.prepare(&meter)?;
+    let mut arena = if with_builders {
+        let base = debian::tar()?;
+        let mut arena = Arena::create(&mut scratch, &place, base, options.runs)?;
+        arena.keep(&options.only);
+        arena.prepare(&meter)?;
+        arena
+    } else {
+        Arena::empty(&place, options.runs)?
+    };
 
     let mut head = vec!["# obuild benchmark\n".to_owned()];
     head.push(machine::describe(&place));
@@ -110,6 +126,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     scratch.close()
 }
 
+/// Returns all scenarios: those of the builders, then those of the archive, which need no builders.
+fn all() -> impl Iterator<Item = &'static Scenario> {
+    scenarios::ALL.iter().chain(archive::ALL)
+}
+
 fn parse(arguments: &[String]) -> Result<Options> {
     let mut options = Options {
         names: Vec::new(),
@@ -133,7 +154,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
             }
             "--on-host" => options.on_host = true,
             "--dir" => options.directory = rest.next().context("--dir needs a directory")?.into(),
-            name if scenarios::ALL.iter().any(|scenario| scenario.name == name) => {
+            name if all().any(|scenario| scenario.name == name) => {
                 options.names.push(name.to_owned());
             }
             other => bail!("unexpected {other:?}; `cargo xtask bench --list` names the scenarios"),
@@ -210,6 +231,20 @@ impl Arena {
             base,
             btrfs: on_btrfs,
             absent,
+        })
+    }
+
+    /// Makes one without builders, and so without a base.
+    fn empty(place: &Path, runs: usize) -> Result<Self> {
+        let inputs = place.join("inputs");
+        fs_err::create_dir_all(&inputs)?;
+        Ok(Self {
+            builders: Vec::new(),
+            runs,
+            inputs,
+            base: PathBuf::new(),
+            btrfs: None,
+            absent: Vec::new(),
         })
     }
 

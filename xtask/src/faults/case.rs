@@ -8,7 +8,10 @@ use super::processes::Family;
 use super::random::Random;
 use super::recipe::{CACHES, Recipe, Surroundings};
 use super::tree::Tree;
+use crate::cmd::{Background, Cmd};
+use crate::dockerd::Daemon;
 use anyhow::{Context, Result, bail, ensure};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +22,11 @@ pub(super) struct Lab {
     pub(super) directory: PathBuf,
     pub(super) surroundings: Surroundings,
     pub(super) family: Family,
+    /// For stores and sandboxes of docker's. Its data is on the lab's disk, not on the store's.
+    pub(super) docker: RefCell<Option<Daemon>>,
+    /// The daemon of zfs-fuse, if it is ours.
+    #[expect(dead_code, reason = "it ends when it is dropped")]
+    pub(super) zfs: Option<Background>,
 }
 
 /// A kind of store on a kind of file system.
@@ -45,6 +53,8 @@ pub(super) struct Case<'a> {
     /// What is worth telling of this run.
     pub(super) notes: Vec<String>,
     directory: PathBuf,
+    /// The store's name on its disk.
+    name: String,
     /// Steps that were told to be done, and must never run again.
     done: BTreeSet<String>,
     /// Those of them whose build has ended well, so that they survive a power cut.
@@ -68,10 +78,15 @@ impl<'a> Case<'a> {
         let directory = lab.directory.join(format!("case-{seed}"));
         fs_err::create_dir_all(&directory)?;
         std::os::unix::fs::symlink(lab.directory.join("context"), directory.join("context"))?;
-        let place = disk.path().join(format!("store-{seed}"));
-        let url = format!("{}:{}", store.kind, place.display());
+        let name = format!("store-{seed}");
+        let url = format!("{}:{}", store.kind, disk.place(&name));
+        let place = disk.path().join(&name);
         let mut random = Random::new(seed);
-        let mut obuild = Obuild::new(&lab.binary, url, sandbox, &directory)?;
+        let mut obuild = Obuild::new(&lab.binary, url, place, sandbox, &directory)?;
+        let daemon = lab.docker.borrow();
+        obuild.docker_host = daemon
+            .as_ref()
+            .map(|daemon| format!("unix://{}", daemon.socket().display()));
         obuild.flags = flags(&mut random);
         Ok(Self {
             lab,
@@ -80,6 +95,7 @@ impl<'a> Case<'a> {
             disk,
             notes: Vec::new(),
             directory,
+            name,
             done: BTreeSet::new(),
             durable: BTreeSet::new(),
             recipes: 0,
@@ -222,9 +238,11 @@ impl<'a> Case<'a> {
     }
 
     /// Checks that nothing is left over, removes everything from the store, and checks again.
-    pub(super) fn end(self) -> Result<Vec<String>> {
+    pub(super) fn end(&mut self) -> Result<Vec<String>> {
         let store = self.obuild.store_directory().to_owned();
-        leaks::check_host(&self.obuild, &self.lab.family)?;
+        let zfs = self.obuild.store.starts_with("zfs:");
+        // Those that a killed process had mounted stay until another comes.
+        leaks::check_host(&self.obuild, &self.lab.family, !zfs)?;
         // Any command sweeps what dead processes left.
         self.obuild.ok(&["ls", "-q"])?;
         leaks::check_store(&store)?;
@@ -235,25 +253,51 @@ impl<'a> Case<'a> {
             self.obuild.ok(&["delete", "--cache", cache])?;
         }
         leaks::check_empty(&store)?;
-        leaks::check_host(&self.obuild, &self.lab.family)?;
+        leaks::check_host(&self.obuild, &self.lab.family, true)?;
+        let datasets = self.disk.datasets(&self.name)?;
+        ensure!(datasets.is_empty(), "datasets are left: {datasets:?}");
+        self.check_docker(&store)?;
         if self.obuild.store.starts_with("btrfs:") {
             leaks::check_subvolumes(self.disk.path(), &store)?;
         }
         self.remove()?;
-        Ok(self.notes)
+        Ok(std::mem::take(&mut self.notes))
     }
 
     /// Removes the files of the run.
     fn remove(&self) -> Result<()> {
-        for directory in [&self.directory, self.obuild.store_directory()] {
-            remove_tree(directory)?;
-        }
-        Ok(())
+        remove_tree(&self.directory)?;
+        self.disk.remove(&self.name)
     }
 
-    /// Returns the spec's directory, for failures that are looked into by hand.
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
+    /// Removes what a run that failed has left.
+    pub(super) fn give_up(&self) {
+        self.lab.family.wait_until_alone().ok();
+        self.remove().ok();
+    }
+
+    /// Checks that the daemon has nothing of the store's and no container of the sandbox's.
+    fn check_docker(&self, store: &Path) -> Result<()> {
+        let Some(host) = &self.obuild.docker_host else {
+            return Ok(());
+        };
+        let ask = |arguments: &[&str]| {
+            let docker = Cmd::new("docker").args(arguments).quiet();
+            docker.env("DOCKER_HOST", host).quiet().output()
+        };
+        let label = format!("label=obuild.store={}", store.display());
+        for what in [["ps", "-aq"], ["images", "-aq"]] {
+            let left = ask(&[&what[..], &["--filter", &label]].concat())?;
+            ensure!(left.is_empty(), "docker {} still has {left}", what[0]);
+        }
+        let names = ask(&["ps", "-a", "--format", "{{.Names}}"])?;
+        let ours = |name: &&str| {
+            let mut all = self.obuild.started().into_iter();
+            all.any(|pid| name.starts_with(&format!("obuild-{pid}-")))
+        };
+        let left: Vec<&str> = names.lines().filter(ours).collect();
+        ensure!(left.is_empty(), "containers are left: {left:?}");
+        Ok(())
     }
 }
 

@@ -3,19 +3,22 @@
 
 use crate::cmd::Cmd;
 use crate::reaper::{Guard, Item};
+use crate::zfs::Pool;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FallocateFlags, fallocate};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A file system in a file, mounted.
-#[derive(Debug)]
 pub(super) struct Disk {
     pub(super) kind: &'static str,
     image: PathBuf,
     point: PathBuf,
     bytes: u64,
     guard: Option<Guard>,
+    /// Of zfs, whose pools are mounted by themselves.
+    pool: Option<Pool>,
 }
 
 /// The smallest that the tools make and that holds a store with a few builds.
@@ -24,6 +27,7 @@ pub(super) fn small_bytes(kind: &str) -> u64 {
         // mkfs.xfs(8): 300 MB at least.
         "xfs" => 320 << 20,
         "btrfs" => 256 << 20,
+        "zfs" => 128 << 20,
         _ => 64 << 20,
     }
 }
@@ -37,6 +41,19 @@ impl Disk {
         bytes: u64,
     ) -> Result<Self> {
         let image = directory.join(format!("{name}.img"));
+        let point = directory.join(name);
+        if kind == "zfs" {
+            fs_err::create_dir_all(&point)?;
+            let pool = Some(Pool::in_file(directory, name, bytes)?);
+            return Ok(Self {
+                kind,
+                image,
+                point,
+                bytes,
+                guard: None,
+                pool,
+            });
+        }
         // Sparse: it takes only what is written to it.
         fs_err::File::create(&image)?.set_len(bytes)?;
         let flags: &[&str] = match kind {
@@ -49,7 +66,6 @@ impl Disk {
             .quiet()
             .deadline(Duration::from_mins(1))
             .output()?;
-        let point = directory.join(name);
         fs_err::create_dir_all(&point)?;
         let mut disk = Self {
             kind,
@@ -57,6 +73,7 @@ impl Disk {
             point,
             bytes,
             guard: None,
+            pool: None,
         };
         disk.mount()?;
         Ok(disk)
@@ -65,6 +82,44 @@ impl Disk {
     /// Returns where it is mounted.
     pub(super) fn path(&self) -> &Path {
         &self.point
+    }
+
+    /// Returns how the store `name` on it is named in a URL of its kind.
+    pub(super) fn place(&self, name: &str) -> String {
+        match &self.pool {
+            Some(pool) => format!("{}/{name}", pool.name()),
+            None => self.point.join(name).display().to_string(),
+        }
+    }
+
+    /// Returns the datasets and snapshots of the store `name`, without those that each store has.
+    pub(super) fn datasets(&self, name: &str) -> Result<Vec<String>> {
+        let Some(pool) = &self.pool else {
+            return Ok(Vec::new());
+        };
+        let home = format!("{}/{name}", pool.name());
+        let list = zfs(&["list", "-H", "-r", "-t", "all", "-o", "name", &home]).output()?;
+        let usual = ["", "/trees", "/cache-trees"].map(|usual| format!("{home}{usual}"));
+        let names = list
+            .lines()
+            .filter(|name| !usual.iter().any(|usual| usual == name));
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// Removes the store `name` with all that it has.
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
+        let Some(pool) = &self.pool else {
+            return super::case::remove_tree(&self.point.join(name));
+        };
+        let home = format!("{}/{name}", pool.name());
+        let gone = || !zfs(&["list", "-H", &home]).try_quietly();
+        for _ in 0..40 {
+            if gone() || zfs(&["destroy", "-R", "-f", &home]).try_quietly() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        bail!("{home} cannot be destroyed")
     }
 
     /// Returns its size.
@@ -157,6 +212,10 @@ impl Disk {
         let path = self.point.join("filler");
         let file = fs_err::File::create(&path)?;
         let filler = Filler(path);
+        if self.pool.is_some() {
+            fill_by_writing(file, left)?;
+            return Ok(filler);
+        }
         let mut at = 0;
         let mut piece = 32 << 20;
         // Ever smaller pieces: free space is not one piece.
@@ -178,9 +237,40 @@ impl Disk {
         if let Some(guard) = self.guard.take() {
             guard.close()?;
         }
+        if let Some(pool) = self.pool.take() {
+            pool.close()?;
+        }
         fs_err::remove_file(&self.image)?;
-        Ok(fs_err::remove_dir(&self.point)?)
+        // zfs removes the mount point itself.
+        match fs_err::remove_dir(&self.point) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
     }
+}
+
+/// The command, in turn with obuild's own: see `takes_turns` in the store.
+fn zfs(arguments: &[&str]) -> Cmd {
+    Cmd::new("flock")
+        .args(["/usr/sbin/zfs", "zfs"])
+        .args(arguments)
+        .quiet()
+        .deadline(Duration::from_secs(30))
+}
+
+/// For a file system that does not know how to allocate.
+fn fill_by_writing(mut file: fs_err::File, left: u64) -> Result<()> {
+    let piece = vec![0x5a; 256 << 10];
+    let mut written = 0;
+    loop {
+        match file.write(&piece) {
+            Ok(count) => written += count as u64,
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    file.set_len(written.saturating_sub(left))?;
+    Ok(file.sync_all()?)
 }
 
 /// A file that takes up room until this is dropped.

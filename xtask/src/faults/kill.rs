@@ -71,6 +71,7 @@ pub(super) fn init(case: &mut Case<'_>) -> Result<()> {
         let mut running = case.start(&second)?;
         wait_for_moment(case, &mut running, 5);
         let mut found = processes::descendants(running.id());
+        found.extend(case.lab.family.below_orphans(running.id()));
         // A step whose own process is killed may take that as it likes.
         found.retain(|pid| !processes::is_of_a_step(*pid));
         if !found.is_empty() {

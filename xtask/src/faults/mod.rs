@@ -20,13 +20,15 @@ mod table;
 mod tree;
 
 use crate::cmd::Cmd;
+use crate::dockerd::Daemon;
 use crate::filesystems::Scratch;
 use crate::{packages, workspace};
 use anyhow::{Context, Result, bail, ensure};
-use case::{Case, Lab, StoreKind, remove_tree};
+use case::{Case, Lab, StoreKind};
 use disk::Disk;
 use random::Random;
 use recipe::Surroundings;
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 use table::{FAULTS, Fault, SANDBOXES, STORES, Table};
@@ -175,7 +177,11 @@ fn run_all(options: &Options, scratch: &Scratch) -> Result<u64> {
                     table.skip(fault, *store, sandbox);
                     continue;
                 }
-                let usual = if options.few { fault.few } else { fault.count };
+                let usual = if options.few {
+                    table::few(fault, *store, sandbox)
+                } else {
+                    fault.count
+                };
                 let count = options.count.unwrap_or(usual);
                 for number in 0..count {
                     let seed = seed.wrapping_add(number);
@@ -243,13 +249,9 @@ fn on_disk(
     seed: u64,
 ) -> Result<Vec<String>> {
     let mut case = Case::begin(lab, store, sandbox, disk, seed)?;
-    let place = case.obuild.store_directory().to_owned();
-    let files = case.directory().to_owned();
     let result = (fault.run)(&mut case).and_then(|()| case.end());
     if result.is_err() {
-        lab.family.wait_until_alone().ok();
-        remove_tree(&place).ok();
-        remove_tree(&files).ok();
+        case.give_up();
     }
     result
 }
@@ -295,7 +297,24 @@ fn set_up(options: &Options, directory: &Path) -> Result<Lab> {
     let profile = if options.release { "release" } else { "debug" };
     // The process that cleans up after us is a child as well: it must be there before the family is counted.
     crate::reaper::Guard::new(crate::reaper::Item::Remove(directory.clone()))?.release()?;
+    // So must the daemons.
+    let zfs = options.stores.iter().any(|store| store.kind == "zfs");
+    let zfs = zfs.then(|| crate::zfs::daemon(&directory)).transpose()?;
+    let docker = options.stores.iter().any(|store| store.kind == "docker")
+        || options.sandboxes.contains(&"docker");
+    let mut docker = docker
+        .then(|| {
+            let root = directory.join("docker");
+            fs_err::create_dir_all(&root)?;
+            Daemon::start(&root, &[])
+        })
+        .transpose()?;
+    if let Some(daemon) = &mut docker {
+        daemon.wait()?;
+    }
     Ok(Lab {
+        docker: RefCell::new(docker),
+        zfs: zfs.flatten(),
         binary: workspace::target().join(profile).join("obuild"),
         surroundings: Surroundings {
             base,

@@ -25,8 +25,11 @@ pub(super) struct Obuild {
     binary: PathBuf,
     pub(super) store: String,
     pub(super) sandbox: String,
+    /// Where the store's directory is.
+    place: PathBuf,
     /// Spec, context, `$TMPDIR` and `$HOME`; never on the store's file system.
     directory: PathBuf,
+    pub(super) docker_host: Option<String>,
     /// Flags of every `run`.
     pub(super) flags: Vec<String>,
     /// Every process id that was started, to know its traces by.
@@ -58,13 +61,15 @@ impl Obuild {
     pub(super) fn new(
         binary: &Path,
         store: String,
+        place: PathBuf,
         sandbox: &str,
         directory: &Path,
     ) -> Result<Self> {
         for name in ["tmp", "home"] {
             fs_err::create_dir_all(directory.join(name))?;
         }
-        fs_err::write(directory.join("config.toml"), "")?;
+        // What a new rsync store needs; other kinds take no notice.
+        fs_err::write(directory.join("config.toml"), "rsync-mode = \"hardlink\"\n")?;
         fs_err::write(
             directory.join(super::recipe::SECRET),
             super::recipe::SECRET_VALUE,
@@ -73,7 +78,9 @@ impl Obuild {
             binary: binary.to_owned(),
             store,
             sandbox: sandbox.to_owned(),
+            place,
             directory: directory.to_owned(),
+            docker_host: None,
             flags: Vec::new(),
             started: RefCell::default(),
         })
@@ -81,8 +88,7 @@ impl Obuild {
 
     /// Returns the store's directory.
     pub(super) fn store_directory(&self) -> &Path {
-        let (_, path) = self.store.split_once(':').unwrap_or_default();
-        Path::new(path)
+        &self.place
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -107,6 +113,7 @@ impl Obuild {
             .env("OBUILD_STORE", &self.store)
             .env("OBUILD_SANDBOX", &self.sandbox)
             .env("OBUILD_CONFIG", self.directory.join("config.toml"))
+            .envs(self.docker_host.as_ref().map(|host| ("DOCKER_HOST", host)))
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -4,6 +4,7 @@
 use anyhow::{Result, bail};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -75,14 +76,30 @@ pub(super) fn describe(pid: u32) -> String {
 
 /// Our own children at a quiet moment. Orphans of what we start become children of ours, so that nothing gets lost.
 #[derive(Debug)]
-pub(super) struct Family(BTreeSet<i32>);
+pub(super) struct Family(RefCell<BTreeSet<i32>>);
 
 impl Family {
     /// Adopts all future orphans and notes who is there.
     pub(super) fn adopt() -> Result<Self> {
         // PR_SET_CHILD_SUBREAPER(2const).
         nix::sys::prctl::set_child_subreaper(true)?;
-        Ok(Self(children().keys().copied().collect()))
+        let here = children().keys().copied().collect();
+        Ok(Self(RefCell::new(here)))
+    }
+
+    /// Counts another as there from the beginning.
+    pub(super) fn admit(&self, pid: u32) {
+        self.0.borrow_mut().insert(pid.cast_signed());
+    }
+
+    /// Returns all that descend from orphans, which are a container's shims.
+    pub(super) fn below_orphans(&self, but: u32) -> Vec<Pid> {
+        let here = self.0.borrow();
+        children()
+            .keys()
+            .filter(|pid| !here.contains(pid) && **pid != but.cast_signed())
+            .flat_map(|pid| descendants(pid.unsigned_abs()))
+            .collect()
     }
 
     /// Waits until nobody is left who was not there at the beginning. No [`std::process::Child`] may be under way.
@@ -95,7 +112,7 @@ impl Family {
         loop {
             let mut strangers = Vec::new();
             for (pid, process) in children() {
-                if self.0.contains(&pid) {
+                if self.0.borrow().contains(&pid) {
                     continue;
                 }
                 if process.state == 'Z' {

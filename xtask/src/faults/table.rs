@@ -21,10 +21,26 @@ pub(super) const STORES: &[StoreKind] = &[
         kind: "btrfs",
         file_system: "btrfs",
     },
+    StoreKind {
+        kind: "zfs",
+        file_system: "zfs",
+    },
+    StoreKind {
+        kind: "xfs",
+        file_system: "xfs",
+    },
+    StoreKind {
+        kind: "rsync",
+        file_system: "ext4",
+    },
+    StoreKind {
+        kind: "docker",
+        file_system: "ext4",
+    },
 ];
 
 /// The sandboxes. A new one is a word here.
-pub(super) const SANDBOXES: &[&str] = &["native", "runc"];
+pub(super) const SANDBOXES: &[&str] = &["native", "runc", "docker"];
 
 /// One way to break things.
 #[derive(Debug)]
@@ -75,6 +91,10 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         small: true,
         count: 30,
+        lacks: |store, _| {
+            let zfs = store.kind == "zfs";
+            zfs.then(|| "zfs-fuse does not make what is mounted read-only".to_owned())
+        },
         ..Fault::new("read-only", full::read_only)
     },
     Fault {
@@ -98,6 +118,17 @@ pub(super) const FAULTS: &[Fault] = &[
         ..Fault::new("stress", many::stress)
     },
 ];
+
+/// Returns how often a fault is tried as one of many tests: all of them where all the rest is cheap, and one of the rest.
+pub(super) fn few(fault: &Fault, store: StoreKind, sandbox: &str) -> u64 {
+    match (store.kind, sandbox) {
+        ("overlay" | "btrfs", "native" | "runc") => fault.few,
+        ("zfs" | "xfs" | "rsync", "native") | ("docker", "docker") => {
+            u64::from(fault.name == "kill-obuild")
+        }
+        _ => 0,
+    }
+}
 
 /// Runs and failures of each combination.
 #[derive(Debug, Default)]

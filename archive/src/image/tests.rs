@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Images of archives that are made for it.
+
+use super::stream::Reader;
+use super::*;
+use crate::cache::Incoming;
+use sha2::{Digest as _, Sha256};
+use std::io::Read as _;
+use tempfile::TempDir;
+
+struct World {
+    directory: TempDir,
+    seed: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().expect("a directory"),
+            seed: 1,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Puts an archive of this size in.
+    fn add(&mut self, size: usize) -> Vec<u8> {
+        let cache = Cache::open(self.path()).expect("a cache");
+        let mut data = Vec::with_capacity(size + 8);
+        while data.len() < size {
+            self.seed = self
+                .seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            data.extend_from_slice(&self.seed.to_le_bytes());
+        }
+        data.truncate(size);
+        let mut incoming: Incoming = cache.receive(false).expect("room");
+        incoming.write(&data).expect("written");
+        let added = cache.add(vec![incoming.finish().expect("complete")]);
+        assert!(added[0].as_ref().expect("added").new);
+        data
+    }
+
+    fn plan(&self) -> Plan {
+        plan(self.path(), &ImageOptions::default()).expect("a plan")
+    }
+
+    fn make(&self) -> ArchiveImage {
+        self.plan().make(&mut |_| false).expect("an image")
+    }
+}
+
+fn bytes(layer: &Layer) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    layer
+        .data
+        .reader(layer.digest)
+        .and_then(|mut reader| reader.read_to_end(&mut bytes))
+        .expect("readable");
+    bytes
+}
+
+#[test]
+fn a_layer_is_what_its_digest_says_and_holds_every_name() {
+    let mut world = World::new();
+    let contents = [
+        world.add(1),
+        world.add(0),
+        world.add(70_000),
+        world.add(512),
+    ];
+    let image = world.make();
+    assert_eq!(image.layers.len(), 1);
+    let layer = &image.layers[0];
+    let bytes = bytes(layer);
+    assert_eq!(bytes.len() as u64, layer.size);
+    assert_eq!(Digest::of(&bytes), layer.digest);
+    let target = tempfile::tempdir().expect("a directory");
+    tar::Archive::new(&bytes[..])
+        .unpack(target.path())
+        .expect("a tar archive");
+    for content in contents {
+        let sha256 = hex::encode(Sha256::digest(&content));
+        let sha512 = hex::encode(sha2::Sha512::digest(&content));
+        for (kind, digest) in [("sha256", sha256), ("sha512", sha512)] {
+            let path = target
+                .path()
+                .join("srv/cache")
+                .join(kind)
+                .join(&digest[..2])
+                .join(digest);
+            assert_eq!(fs_err::read(path).expect("there"), content);
+        }
+    }
+}
+
+#[test]
+fn a_layer_can_be_read_from_any_place_on() {
+    let mut world = World::new();
+    for size in [3, 600, 1024] {
+        world.add(size);
+    }
+    let image = world.make();
+    let whole = bytes(&image.layers[0]);
+    let plan = world.plan();
+    let parts = &plan.layers[0].parts;
+    for offset in (0..=whole.len()).step_by(7).chain([whole.len()]) {
+        let mut rest = Vec::new();
+        Reader::new(parts.pieces(&plan.cache), offset as u64)
+            .and_then(|mut reader| reader.read_to_end(&mut rest))
+            .expect("readable");
+        assert!(rest == whole[offset..], "from {offset} on");
+    }
+}
+
+#[test]
+fn what_is_new_becomes_one_small_layer_and_the_rest_stays() {
+    let mut world = World::new();
+    for _ in 0..20 {
+        world.add(10_000);
+    }
+    let first = world.make();
+    world.add(5_000);
+    let plan = world.plan();
+    assert_eq!(plan.new, (1, 5_000));
+    let actions: Vec<Action> = plan.layers.iter().map(|layer| layer.action).collect();
+    assert_eq!(actions, [Action::Keep, Action::Add]);
+    let second = plan.make(&mut |_| false).expect("an image");
+    assert_eq!(second.layers[0].digest, first.layers[0].digest);
+    assert!(second.layers[1].size < 5_000 + 12_000, "{second:?}");
+    assert_eq!(world.make().digest(), second.digest(), "nothing is new");
+}
+
+#[test]
+fn layers_stay_few_and_lose_nothing() {
+    let mut world = World::new();
+    world.add(100_000);
+    let base = world.make().layers[0].digest;
+    for round in 1..=80_u64 {
+        world.add(100 + usize::try_from(round % 7).expect("small") * 1000);
+        let image = world.make();
+        assert_eq!(image.layers[0].digest, base, "the first stays");
+        assert!(image.layers.len() <= PACKS + 1);
+    }
+    let plan = world.plan();
+    let archives: u64 = plan
+        .layers
+        .iter()
+        .map(|layer| match layer.contents {
+            Contents::Archives(number) => number,
+            _ => 0,
+        })
+        .sum();
+    assert_eq!((archives, plan.new.0), (81, 0));
+}
+
+#[test]
+fn archives_that_were_removed_leave_their_layer() {
+    let mut world = World::new();
+    let lost = world.add(2000);
+    world.add(3000);
+    world.make();
+    let sha512 = hex::encode(sha2::Sha512::digest(&lost));
+    let cache = Cache::open(world.path()).expect("a cache");
+    let walked = cache.walk().expect("a cache").files;
+    let entry = walked
+        .iter()
+        .find(|entry| entry.names.iter().any(|name| name.digest() == sha512))
+        .expect("it is there");
+    for name in &entry.names {
+        fs_err::remove_file(cache.path(name)).expect("removed");
+    }
+    let plan = world.plan();
+    assert_eq!(plan.layers[0].action, Action::Renew);
+    let image = plan.make(&mut |_| false).expect("an image");
+    assert_eq!(bytes(&image.layers[0]).len() as u64, image.layers[0].size);
+}
+
+#[test]
+fn a_damaged_archive_stops_it() {
+    let mut world = World::new();
+    let data = world.add(2000);
+    let cache = Cache::open(world.path()).expect("a cache");
+    let name = cache.walk().expect("a cache").files[0].names[0].clone();
+    let mut damaged = data;
+    damaged[7] ^= 1;
+    fs_err::write(cache.path(&name), damaged).expect("written");
+    let error = world.plan().make(&mut |_| false).expect_err("damage");
+    assert!(matches!(error, ImageError::Damaged { .. }), "{error}");
+    assert!(Ledger::read(world.path()).expect("none").packs.is_empty());
+}
+
+#[test]
+fn a_lost_list_or_ledger_costs_a_layer_and_nothing_else() {
+    let mut world = World::new();
+    world.add(2000);
+    let image = world.make();
+    fs_err::remove_dir_all(world.path().join(".obuild/image/packs")).expect("removed");
+    assert_eq!(world.make().digest(), image.digest());
+    fs_err::write(world.path().join(".obuild/image/ledger.json"), "{").expect("written");
+    assert_eq!(world.make().digest(), image.digest());
+}
+
+#[test]
+fn the_index_the_site_the_program_and_what_never_changes_have_their_places() {
+    let mut world = World::new();
+    world.add(10);
+    fs_err::write(world.path().join("repo"), "opam-version: \"2.0\"\n").expect("written");
+    fs_err::write(world.path().join("index.tar.gz"), "index").expect("written");
+    let other = tempfile::tempdir().expect("a directory");
+    let old = other.path().join("old");
+    fs_err::create_dir_all(old.join("1.1")).expect("made");
+    fs_err::write(old.join("1.1/index.html"), "old").expect("written");
+    std::os::unix::fs::symlink("1.1", old.join("latest")).expect("made");
+    let program = other.path().join("program");
+    fs_err::write(&program, "#!").expect("written");
+    let options = ImageOptions {
+        program: Some(program),
+        legacy: Some(old.clone()),
+        site: Some(old.clone()),
+        ..ImageOptions::default()
+    };
+    let make = || {
+        let plan = plan(world.path(), &options).expect("a plan");
+        let kept = plan.layers[1].action == Action::Keep;
+        (plan.make(&mut |_| false).expect("an image"), kept)
+    };
+    let (image, kept) = make();
+    assert!(!kept);
+    let mut names = Vec::new();
+    for layer in &image.layers {
+        let bytes = bytes(layer);
+        let mut archive = tar::Archive::new(&bytes[..]);
+        for entry in archive.entries().expect("an archive") {
+            let entry = entry.expect("an entry");
+            assert_eq!(entry.header().mtime().expect("a time"), 0);
+            names.push(entry.path().expect("a path").display().to_string());
+        }
+    }
+    for name in [
+        "usr/bin/obuild",
+        "srv/legacy/1.1/index.html",
+        "srv/legacy/latest",
+        "srv/www/1.1/index.html",
+        "srv/index.tar.gz",
+        "srv/repo",
+    ] {
+        assert!(
+            names.iter().any(|found| found == name),
+            "{name} in {names:?}"
+        );
+    }
+    let (again, kept) = make();
+    assert!(kept, "the directory is not read again");
+    assert_eq!(again.digest(), image.digest());
+    fs_err::write(old.join("1.1/index.html"), "new").expect("written");
+    assert!(!make().1, "it did change");
+}
+
+#[test]
+fn an_image_layout_has_this_image_alone() {
+    let mut world = World::new();
+    world.add(3000);
+    let root = tempfile::tempdir().expect("a directory");
+    world
+        .make()
+        .write_layout(root.path(), Some("live"))
+        .expect("written");
+    world.add(10);
+    let image = world.make();
+    image
+        .write_layout(root.path(), Some("live"))
+        .expect("written");
+    let blobs = fs_err::read_dir(root.path().join("blobs/sha256"))
+        .expect("blobs")
+        .count();
+    // Two layers, a configuration, a manifest.
+    assert_eq!(blobs, 4);
+    let reference = format!("oci:{}:live", root.path().display());
+    let resolved = obuild_images::resolve(
+        &reference.parse().expect("a reference"),
+        &obuild_images::ResolveOptions {
+            base_dir: root.path(),
+            digests: &obuild_images::NoDigests,
+            tools: obuild_images::Tools::default(),
+            remembered: None,
+            cancelled: &|| false,
+        },
+    )
+    .expect("an image");
+    let layers = resolved.layers().expect("layers");
+    assert_eq!(layers.len(), 2);
+    assert_eq!(layers[1].digest, image.layers[1].digest);
+}

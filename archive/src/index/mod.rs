@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `index.tar.gz` and `repo`: what opam clients read of a repository, kept up to date by what changed.
+//!
+//! The tar is cut into segments that are compressed each by itself, primed with what stands before it ([`Segment`]). A merge compresses
+//! the segments that it touched and those within 32 KiB behind them; the file is byte for byte what one made from nothing would be.
+//! `version` and `repo`, which has the stamp, are a segment that nothing is primed from, so that a new stamp changes nothing else.
+//!
+//! What a client must be given is measured with opam 2.1, 2.3 and 2.6: one gzip member, a plain header, plain files only, sorted.
+
+mod deflate;
+mod error;
+mod fields;
+mod parts;
+mod split;
+mod state;
+mod tar;
+#[cfg(test)]
+mod tests;
+mod update;
+
+pub use deflate::{HEADER, Segment, trailer};
+pub use error::Error;
+pub use fields::Fields;
+pub use parts::Parts;
+
+use crate::repository::{Commit, Repository, Skipped};
+use deflate::compress;
+use state::{State, Table};
+use std::io::Write;
+use std::path::Path;
+use tokio_util::sync::CancellationToken;
+
+/// The mode of what is published: for everybody to read.
+const MODE: u32 = 0o644;
+
+/// What an update did.
+#[derive(Debug)]
+pub struct Report {
+    /// What the index is of.
+    pub commit: Commit,
+    /// What it was of before; nothing if it was made from nothing.
+    pub from: Option<Commit>,
+    /// Files that were added, changed or removed.
+    pub files: usize,
+    /// Segments that were compressed, of `segments`.
+    pub compressed: usize,
+    /// How many segments there are.
+    pub segments: usize,
+    /// How many bytes of the tar were compressed.
+    pub raw_bytes: u64,
+    /// To how many.
+    pub new_bytes: u64,
+    /// How long `index.tar.gz` is.
+    pub bytes: u64,
+    /// What was left out of the repository, of what was looked at.
+    pub skipped: Vec<Skipped>,
+    /// What is wrong with the repository's own `repo` file.
+    pub remarks: Vec<String>,
+}
+
+/// An index, in memory (4 MB for opam-repository).
+#[derive(Debug)]
+pub struct Index {
+    segments: Vec<Segment>,
+    /// The whole of `index.tar.gz`.
+    file: Vec<u8>,
+    repo: String,
+}
+
+impl Index {
+    /// Brings the index of `state` to a state of the repository, from the last one if it is known, else from nothing.
+    ///
+    /// Nothing is published: see [`Index::publish`]. `state` is a directory of its own. A process that dies leaves the last index.
+    ///
+    /// `stamp` is what clients compare; without it, it is the commit. Waits while another process brings it on.
+    pub fn update(
+        state: &Path,
+        repository: &mut Repository,
+        commit: &Commit,
+        fields: &Fields,
+        stamp: Option<&str>,
+        cancel: &CancellationToken,
+    ) -> Result<(Self, Report), Error> {
+        let state = State::open(state, cancel)?;
+        let old = state.table()?;
+        let finish = |table: &Table| {
+            let stamp = stamp.unwrap_or(commit.as_str());
+            let (repo, remarks) = fields::repo_file(table.repo.as_deref(), fields, stamp);
+            Ok::<_, Error>((Self::assemble(&state, table, repo)?, remarks))
+        };
+        let increment = old.as_ref().map(|old| {
+            let (table, work) = update::by_changes(&state, old, repository, commit)?;
+            let (index, remarks) = finish(&table)?;
+            Ok((index, remarks, table, work))
+        });
+        let (from, (index, remarks, table, work)) = match increment {
+            Some(Ok(done)) => (old.as_ref().map(|old| old.commit.clone()), done),
+            // There is none, or it is of no use, or there is nothing to compare with.
+            None
+            | Some(Err(
+                Error::Damaged { .. }
+                | Error::Repository(crate::repository::Error::NoSuchCommit { .. }),
+            )) => {
+                let generation = old.as_ref().map_or(0, |old| old.generation) + 1;
+                let (table, work) = update::from_nothing(&state, generation, repository, commit)?;
+                let (index, remarks) = finish(&table)?;
+                (None, (index, remarks, table, work))
+            }
+            Some(Err(error)) => return Err(error),
+        };
+        if old.as_ref() != Some(&table) {
+            state.write(&table)?;
+        }
+        let report = Report {
+            commit: commit.clone(),
+            from,
+            files: work.files,
+            compressed: work.segments,
+            segments: index.segments.len(),
+            raw_bytes: work.raw_bytes,
+            new_bytes: work.bytes,
+            bytes: index.file.len() as u64,
+            skipped: work.skipped,
+            remarks,
+        };
+        Ok((index, report))
+    }
+
+    fn assemble(state: &State, table: &Table, repo: String) -> Result<Self, Error> {
+        let mut head = Vec::new();
+        if let Some(version) = &table.version {
+            tar::append(&mut head, b"version", version, false);
+        }
+        tar::append(&mut head, b"repo", repo.as_bytes(), false);
+        let (head, head_bytes) = compress(&[], &head)?;
+        let (tail, tail_bytes) = compress(&[], &tar::END)?;
+        let pieces = table.pieces.iter().map(|piece| piece.segment.clone());
+        let segments: Vec<Segment> = [head].into_iter().chain(pieces).chain([tail]).collect();
+        let length: u64 = segments.iter().map(|segment| segment.bytes).sum();
+        let mut file = Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 64);
+        file.extend_from_slice(&HEADER);
+        file.extend_from_slice(&head_bytes);
+        let store = state.store(table.generation, false)?;
+        store.deflated(&table.pieces, &mut file)?;
+        file.extend_from_slice(&tail_bytes);
+        file.extend_from_slice(&trailer(&segments));
+        Ok(Self {
+            segments,
+            file,
+            repo,
+        })
+    }
+
+    /// Returns the segments of the file in their order. What stands before them is [`HEADER`], behind them [`trailer`].
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Returns the whole of `index.tar.gz`.
+    pub fn file(&self) -> &[u8] {
+        &self.file
+    }
+
+    /// Returns the text of the `repo` file.
+    pub fn repo(&self) -> &str {
+        &self.repo
+    }
+
+    /// Puts `index.tar.gz` and `repo` into a directory, each whole or not at all, and only if it says something new.
+    pub fn publish(&self, directory: &Path) -> Result<(), Error> {
+        fs_err::create_dir_all(directory).map_err(Error::io("make", directory))?;
+        publish(&directory.join("index.tar.gz"), &self.file)?;
+        publish(&directory.join("repo"), self.repo.as_bytes())
+    }
+}
+
+/// Puts a file in its place when it is complete and on the disk. One that has the same bytes stays, and its time with it.
+fn publish(path: &Path, content: &[u8]) -> Result<(), Error> {
+    use fs_err::os::unix::fs::OpenOptionsExt as _;
+    let length = fs_err::metadata(path).map(|metadata| metadata.len());
+    let same_length = length.is_ok_and(|length| length == content.len() as u64);
+    if same_length && fs_err::read(path).is_ok_and(|there| there == content) {
+        return Ok(());
+    }
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".unfinished");
+    let unfinished = Path::new(&unfinished);
+    let write = || {
+        let mut options = fs_err::OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(MODE)
+            .open(unfinished)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs_err::rename(unfinished, path)?;
+        // The name too is on the disk: fsync(2), "Description".
+        match path.parent() {
+            Some(parent) => fs_err::File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    write().map_err(Error::io("write", path))
+}

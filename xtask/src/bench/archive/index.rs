@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `obuild archive index` against `opam admin index`, on the last 200 merges of opam-repository: from nothing, and after each merge.
+//! After every tenth of them the result is compared with one made from nothing.
+
+use crate::bench::Arena;
+use crate::bench::builder::DEADLINE;
+use crate::bench::measure::{Meter, Sample};
+use crate::bench::table::{Row, Table};
+use crate::cmd::Cmd;
+use crate::{opam, workspace};
+use anyhow::{Context, Result, ensure};
+use std::path::Path;
+use std::time::Duration;
+
+const NOTHING: &str = "obuild archive index, from nothing";
+const MERGE: &str = "obuild archive index, after one merge";
+const NO_MERGE: &str = "obuild archive index, nothing new";
+const ADMIN: &str = "opam admin index, warm checkout";
+
+/// What the issue asks for: processor time after one merge.
+const MERGE_LIMIT: Duration = Duration::from_millis(20);
+
+pub(super) fn run(arena: &mut Arena, meter: &Meter) -> Result<Table> {
+    let row = |label: &str| Row {
+        label: label.to_owned(),
+        samples: Vec::new(),
+        note: String::new(),
+    };
+    let mut table = Table {
+        title: "the index of opam-repository (18,793 opam files), 200 merges".to_owned(),
+        per: 1,
+        rows: [NOTHING, MERGE, NO_MERGE, ADMIN].map(row).into(),
+    };
+    let Some(data) = workspace::opam_data() else {
+        table.rows[0].note = "no data: OBUILD_TEST_OPAM_DATA names its directory".to_owned();
+        return Ok(table);
+    };
+    let directory = arena.inputs.join("index");
+    fs_err::create_dir_all(&directory)?;
+    let replay = directory.join("replay.git");
+    Cmd::new("git")
+        .args(["clone", "-q", "--bare", "-b", "replay"])
+        .arg(data.join("replay-200.bundle"))
+        .arg(&replay)
+        .run()?;
+    let printed = Cmd::new("git")
+        .arg("-C")
+        .arg(&replay)
+        .args(["rev-list", "--reverse", "replay"])
+        .output()?;
+    let commits: Vec<&str> = printed.lines().collect();
+    let last = commits.last().context("the replay has commits")?;
+
+    for run in 0..arena.runs {
+        let out = directory.join(format!("nothing{run}"));
+        let sample = index(meter, &replay, last, &out)?;
+        table.rows[0].samples.push(sample);
+    }
+    let out = directory.join("merges");
+    index(meter, &replay, commits[0], &out)?;
+    for (turn, commit) in commits.iter().enumerate().skip(1) {
+        let sample = index(meter, &replay, commit, &out)?;
+        table.rows[1].samples.push(sample);
+        if turn % 10 == 0 {
+            let fresh = directory.join("fresh");
+            index(meter, &replay, commit, &fresh)?;
+            ensure!(
+                read(&out)? == read(&fresh)?,
+                "merge {turn}: the index is not what one from nothing is"
+            );
+            fs_err::remove_dir_all(&fresh)?;
+        }
+    }
+    for _ in 0..arena.runs {
+        table.rows[2]
+            .samples
+            .push(index(meter, &replay, last, &out)?);
+    }
+    ensure!(
+        read(&out)? == read(&directory.join("nothing0"))?,
+        "the last index is not what one from nothing is"
+    );
+    let (ours, theirs) = (
+        read(&out)?.len(),
+        admin(arena.runs, meter, &directory, &mut table.rows[3])?,
+    );
+    let percent = 100 * (theirs - ours.min(theirs)) / theirs.max(1);
+    table.rows[0].note = format!("{ours} bytes, {percent} % less");
+    table.rows[3].note = format!("{theirs} bytes");
+    let merges = sorted(&table.rows[1].samples);
+    let at = |percent: usize| merges[(merges.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+    table.rows[1].note = format!(
+        "processor time: median {:.1} ms, p95 {:.1}, max {:.1}",
+        at(50),
+        at(95),
+        at(100)
+    );
+    Ok(table)
+}
+
+fn index(meter: &Meter, replay: &Path, commit: &str, out: &Path) -> Result<Sample> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let command = [
+        &text(&workspace::target().join("release/obuild")),
+        "archive",
+        "index",
+        &text(replay),
+        "--commit",
+        commit,
+        "--out",
+        &text(out),
+    ]
+    .map(str::to_owned);
+    meter.run(&command, &[], DEADLINE)
+}
+
+fn read(out: &Path) -> Result<Vec<u8>> {
+    Ok(fs_err::read(out.join("index.tar.gz"))?)
+}
+
+/// Measures `opam admin index`, and returns how large its file is.
+fn admin(runs: usize, meter: &Meter, directory: &Path, row: &mut Row) -> Result<usize> {
+    let program = opam::own()?;
+    let tree = directory.join("tree");
+    Cmd::new("git")
+        .args(["clone", "-q"])
+        .arg(directory.join("replay.git"))
+        .arg(&tree)
+        .run()?;
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let command = ["env", "-C", &text(&tree), &text(&program), "admin", "index"];
+    let command = command.map(str::to_owned);
+    let environment = [
+        ("OPAMROOTISOK", "1".to_owned()),
+        ("OPAMROOT", text(&directory.join("root"))),
+    ];
+    // Once for the page cache.
+    meter.run(&command, &environment, DEADLINE)?;
+    for _ in 0..runs {
+        row.samples
+            .push(meter.run(&command, &environment, DEADLINE)?);
+    }
+    Ok(read(&tree)?.len())
+}
+
+fn sorted(samples: &[Sample]) -> Vec<Duration> {
+    let mut times: Vec<Duration> = samples.iter().map(|sample| sample.cpu).collect();
+    times.sort_unstable();
+    times
+}
+
+pub(super) fn verdicts(table: &Table) -> Vec<String> {
+    let word = |met: bool| if met { "met" } else { "MISSED" };
+    let row = |label: &str| table.row(label).filter(|row| !row.samples.is_empty());
+    let (Some(nothing), Some(merge), Some(admin)) = (row(NOTHING), row(MERGE), row(ADMIN)) else {
+        return vec!["not measured: the index of opam-repository".to_owned()];
+    };
+    let mut verdicts = Vec::new();
+    if let (Some(ours), Some(theirs)) = (nothing.wall(), admin.wall()) {
+        let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
+        verdicts.push(format!(
+            "{}: from nothing in {ratio:.2} of the time of opam admin index (at most 0.5)",
+            word(ratio <= 0.5)
+        ));
+    }
+    if let Some(cpu) = merge.cpu() {
+        verdicts.push(format!(
+            "{}: {:.1} ms of processor time after one merge (under {})",
+            word(cpu < MERGE_LIMIT),
+            cpu.as_secs_f64() * 1e3,
+            MERGE_LIMIT.as_millis()
+        ));
+    }
+    verdicts
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Comparisons of the archive's parts with opam's own tools, on the real opam-repository.
+
+mod cache;
+mod index;
+mod opam;
+
+use super::scenarios::Scenario;
+
+/// All of them.
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario {
+        name: "index",
+        summary: "the index of opam-repository from nothing and over 200 merges, against opam admin index",
+        run: index::run,
+        verdicts: index::verdicts,
+    },
+    Scenario {
+        name: "opam",
+        summary: "parsing every opam file of opam-repository, against OCaml's parser",
+        run: opam::run,
+        verdicts: opam::verdicts,
+    },
+    Scenario {
+        name: "archive",
+        summary: "fetching 415 archives from a local server, against opam admin cache",
+        run: cache::fetch,
+        verdicts: cache::fetch_verdicts,
+    },
+    Scenario {
+        name: "archive-scale",
+        summary: "the archive with as many packages as opam-repository has: all of it, and nothing new",
+        run: cache::scale,
+        verdicts: cache::scale_verdicts,
+    },
+];
