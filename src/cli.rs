@@ -257,6 +257,12 @@ pub(crate) struct Run {
     /// Write into this file how the result was built: SLSA provenance; records digests too
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) provenance: Option<PathBuf>,
+    /// Share the steps' results: type=registry,ref=NAME or type=local,dest=DIRECTORY; with mode=max those of every step, not only the target's chain
+    #[arg(long, value_name = "CACHE")]
+    pub(crate) cache_to: Vec<String>,
+    /// Take steps' results from where another machine has shared them: type=registry,ref=NAME or type=local,src=DIRECTORY
+    #[arg(long, value_name = "CACHE")]
+    pub(crate) cache_from: Vec<String>,
     /// Keep the tree of a step that fails, for obuild shell
     #[arg(long)]
     pub(crate) keep_failed: bool,

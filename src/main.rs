@@ -9,6 +9,7 @@ mod differences;
 mod failure;
 mod outputs;
 mod progress;
+mod sharing;
 mod values;
 
 use clap::Parser;

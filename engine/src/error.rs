@@ -75,6 +75,29 @@ pub enum Error {
         #[source]
         source: Box<obuild_images::Error>,
     },
+    /// A step's result could not be taken from a cache. A build tells of it and runs the step.
+    #[error("{heading}: its result could not be taken from the cache {cache}")]
+    NotFetched {
+        /// The step as the spec has it.
+        heading: String,
+        /// The cache.
+        cache: String,
+        /// Why.
+        #[source]
+        source: Box<obuild_images::Error>,
+    },
+    /// A step's result could not be taken from a cache, because one that it stands on could not.
+    #[error("{heading}: what it stands on in the cache could not be fetched")]
+    NothingBelow {
+        /// The step as the spec has it.
+        heading: String,
+    },
+    /// A copy's id was taken from a cache, and what it copies is something else here. A build begins anew without the cache's word.
+    #[error("{heading}: what it copies is not what a cache has said")]
+    NotAsTold {
+        /// The step as the spec has it.
+        heading: String,
+    },
     /// An image could not be made.
     #[error("cannot make an image")]
     Image(#[source] obuild_images::Error),
@@ -165,6 +188,29 @@ pub enum Kind {
 }
 
 impl Error {
+    /// Returns whether a step may be run because its result could not be fetched.
+    pub(crate) fn is_not_fetched(&self) -> bool {
+        match self {
+            Self::NotFetched { .. } | Self::NothingBelow { .. } => true,
+            Self::Shared(error) => error.is_not_fetched(),
+            _ => false,
+        }
+    }
+
+    /// Returns the message with its causes.
+    pub(crate) fn told(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let part = error.to_string();
+            if !text.ends_with(&part) {
+                text = format!("{text}: {part}");
+            }
+            cause = error.source();
+        }
+        text
+    }
+
     /// Returns which exit code the error is for.
     pub fn kind(&self) -> Kind {
         match self {
@@ -196,6 +242,9 @@ impl Error {
             | Self::Unmapped(_)
             | Self::Tree { .. }
             | Self::Cache { .. }
+            | Self::NotFetched { .. }
+            | Self::NothingBelow { .. }
+            | Self::NotAsTold { .. }
             | Self::Io { .. }
             | Self::Database { .. }
             | Self::NewerDatabase { .. } => Kind::Host,

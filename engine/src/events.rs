@@ -86,6 +86,8 @@ pub enum Event {
         built: usize,
         /// Steps whose result was there.
         cached: usize,
+        /// Steps whose result was fetched from a cache.
+        fetched: usize,
         /// How long it took.
         #[serde(rename = "seconds", serialize_with = "seconds")]
         duration: Duration,
@@ -102,6 +104,8 @@ pub enum Outcome {
     Built,
     /// Another build, in this or another process, ran it meanwhile.
     Shared,
+    /// It was in a cache of another machine's.
+    Fetched,
 }
 
 /// Where events go. Bounded, so that a slow reader slows the build and not its memory.

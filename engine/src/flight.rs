@@ -5,7 +5,7 @@
 //! and is cancelled when the last one has left. Between processes the step's lock decides who runs it: the others
 //! follow the log that the holder writes, and look again when the lock is free.
 
-use crate::job::Job;
+use crate::job::{Job, Work};
 use crate::lock::StepLock;
 use crate::log::{POLL, Position, Writer};
 use crate::{Engine, Error, Outcome, StepRecord, blocking};
@@ -105,7 +105,7 @@ async fn lead(engine: Arc<Engine>, job: Job, flight: Arc<Flight>) {
     let _ = flight.done.set(result.map_err(Arc::new));
 }
 
-async fn fly(engine: &Arc<Engine>, job: Job, flight: &Arc<Flight>) -> Result<Outcome, Error> {
+async fn fly(engine: &Arc<Engine>, mut job: Job, flight: &Arc<Flight>) -> Result<Outcome, Error> {
     let locks = engine.state().join("locks");
     let log_path = engine.log_path(job.id);
     // Another process that takes the step over begins the log anew, in another file.
@@ -147,8 +147,24 @@ async fn fly(engine: &Arc<Engine>, job: Job, flight: &Arc<Flight>) -> Result<Out
     flight
         .foreign
         .send_if_modified(|foreign| std::mem::replace(foreign, false));
+    // The layer comes while what it is to be put upon is not there yet.
+    let fetching = match &job.work {
+        Work::Fetch(fetch) => Some(fetch.start()?),
+        _ => None,
+    };
+    if let Some(ready) = job.ready.take() {
+        tokio::select! {
+            ready = ready => ready?,
+            () = flight.token.cancelled() => return Err(Error::Cancelled),
+        }
+    }
+    let fetches = fetching.is_some();
     let _permit = tokio::select! {
-        permit = engine.jobs.acquire() => permit.map_err(|error| Error::Bug(error.to_string()))?,
+        // To fetch is to wait: for the network, or for a step below that has the last permit.
+        permit = engine.jobs.acquire(), if !fetches => {
+            Some(permit.map_err(|error| Error::Bug(error.to_string()))?)
+        }
+        () = std::future::ready(()), if fetches => None,
         () = flight.token.cancelled() => return Err(Error::Cancelled),
     };
     let worker = Arc::clone(engine);
@@ -157,7 +173,7 @@ async fn fly(engine: &Arc<Engine>, job: Job, flight: &Arc<Flight>) -> Result<Out
         let created = SystemTime::now();
         let began = Instant::now();
         let secrets = match &job.work {
-            crate::job::Work::Run { run, .. } => run
+            Work::Run { run, .. } => run
                 .secrets
                 .iter()
                 .filter_map(|secret| job.settings.secrets.get(&secret.id).cloned())
@@ -168,10 +184,14 @@ async fn fly(engine: &Arc<Engine>, job: Job, flight: &Arc<Flight>) -> Result<Out
         let mut progress = |done, total| {
             shared.progress.send_replace(Some((done, total)));
         };
-        let result = job.execute(&worker, &mut log, &shared.cancel, &mut progress);
+        let result = job.execute(&worker, fetching, &mut log, &shared.cancel, &mut progress);
         let logged = log.finish();
         let failed = matches!(result, Err(Error::StepFailed { .. })) && job.settings.keep_failed;
         if result.is_ok() || failed {
+            let (made, took) = match &job.work {
+                Work::Fetch(fetch) => fetch.made(),
+                _ => (created, began.elapsed()),
+            };
             let record = StepRecord {
                 id: if failed {
                     crate::ids::failed(job.id)
@@ -182,9 +202,9 @@ async fn fly(engine: &Arc<Engine>, job: Job, flight: &Arc<Flight>) -> Result<Out
                 parent: job.parent(),
                 kind: if failed { "failed" } else { job.kind() }.to_owned(),
                 heading: job.heading.clone(),
-                created,
+                created: made,
                 used: created,
-                duration: began.elapsed(),
+                duration: took,
                 size_bytes: None,
             };
             worker
@@ -200,7 +220,11 @@ async fn fly(engine: &Arc<Engine>, job: Job, flight: &Arc<Flight>) -> Result<Out
         if let Err(error) = logged {
             tracing::warn!(%error, "the step's log is incomplete");
         }
-        Ok(Outcome::Built)
+        Ok(if fetches {
+            Outcome::Fetched
+        } else {
+            Outcome::Built
+        })
     })
     .await
 }

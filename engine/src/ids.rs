@@ -20,6 +20,11 @@ pub(crate) fn again(step: StepId, nonce: &[u8; 16]) -> SnapshotId {
     derived(b"obuild step run again 1\0", step.as_bytes(), nonce)
 }
 
+/// Returns the snapshot for a result of a cache, where the step's name belongs to another result. `content` says what it is.
+pub(crate) fn fetched(id: SnapshotId, content: &[u8; 32]) -> SnapshotId {
+    derived(b"obuild fetched step 1\0", id.as_bytes(), content)
+}
+
 fn derived(domain: &[u8], id: &[u8; 32], nonce: &[u8]) -> SnapshotId {
     let mut hash = Sha256::new();
     hash.update(domain);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs one step to its end: a draft is prepared, filled, and committed or thrown away. Blocking.
 
+use crate::fetch::Fetch;
 use crate::log::Writer;
 use crate::users;
 use crate::{Engine, Error, Settings};
+use obuild_images::Fetching;
 use obuild_images::tree::{self, CopyRequest, Manifest, ScanRequest, SourceKind};
 use obuild_sandboxes::{Cancel, Command, Exit, Mount, MountSource, Network, Secret, Stdio, User};
 use obuild_specs::{Copy, Run, StepId};
@@ -11,6 +13,7 @@ use obuild_stores::{CacheLease, Draft, SnapshotId, Store};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,11 +26,18 @@ pub(crate) struct Job {
     pub(crate) heading: String,
     pub(crate) work: Work,
     pub(crate) settings: Arc<Settings>,
+    /// What a step whose result is fetched waits for, while its layer comes.
+    pub(crate) ready: Option<Ready>,
 }
+
+/// Ends when what a step stands on is there.
+pub(crate) type Ready = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
 /// What a step does, with its sources known by their snapshots.
 pub(crate) enum Work {
     Base(Arc<obuild_images::Resolved>),
+    /// Its result is fetched.
+    Fetch(Box<Fetch>),
     Run {
         parent: SnapshotId,
         run: Run,
@@ -60,10 +70,11 @@ pub(crate) type Progress<'a> = &'a mut dyn FnMut(u64, Option<u64>);
 impl Job {
     /// Returns the kind that the database and people know the step by.
     pub(crate) fn kind(&self) -> &'static str {
-        match self.work {
+        match &self.work {
             Work::Base(_) => "base",
             Work::Run { .. } => "run",
             Work::Copy { .. } => "copy",
+            Work::Fetch(fetch) => fetch.kind(),
         }
     }
 
@@ -71,6 +82,7 @@ impl Job {
     pub(crate) fn parent(&self) -> Option<SnapshotId> {
         match &self.work {
             Work::Base(_) => None,
+            Work::Fetch(fetch) => Some(fetch.parent()),
             Work::Run { parent, .. } | Work::Copy { parent, .. } => Some(*parent),
         }
     }
@@ -79,6 +91,7 @@ impl Job {
     pub(crate) fn execute(
         &self,
         engine: &Engine,
+        fetching: Option<Fetching>,
         log: &mut Writer,
         cancel: &Cancel,
         progress: Progress<'_>,
@@ -88,6 +101,13 @@ impl Job {
         }
         obuild_images::forget_layers_of(engine.store(), self.id).map_err(Error::Image)?;
         match &self.work {
+            Work::Fetch(fetch) => {
+                let fetching = match fetching {
+                    Some(fetching) => fetching,
+                    None => fetch.start()?,
+                };
+                fetch.execute(engine, self.id, fetching, log, cancel, progress)
+            }
             Work::Base(resolved) => Self::import(resolved, engine, log, cancel, progress),
             Work::Run { parent, run } => self.run(engine, *parent, run, log, cancel),
             Work::Copy {

@@ -9,6 +9,8 @@ mod build;
 mod database;
 mod error;
 mod events;
+mod exports;
+mod fetch;
 mod flight;
 mod ids;
 mod images;
@@ -22,18 +24,19 @@ mod tests;
 mod upkeep;
 mod users;
 
-pub use build::{BuildResult, NoCache};
+pub use build::{BuildResult, NoCache, ResultStep};
 pub use error::{Error, Kind};
 pub use events::{Event, EventSender, Outcome};
+pub use exports::ExportMode;
 pub use images::ImageSettings;
 pub use job::sandbox_rootfs;
 pub use maintenance::{PruneOptions, Pruned, Usage};
 pub use obuild_stores::{Finding, FindingKind};
-pub use provenance::BuiltStep;
 pub use upkeep::{CheckOptions, CheckReport, CopyOptions, CopyReport, Health, Progress, StoreInfo};
 
 use bstr::BString;
 use database::Database;
+use obuild_images::CacheImport;
 use obuild_sandboxes::{Limits, Sandbox};
 use obuild_specs::StepId;
 use obuild_stores::{SnapshotId, Store};
@@ -76,6 +79,8 @@ pub struct Settings {
     pub no_cache: NoCache,
     /// Whether the logs of cached steps are told again.
     pub replay: bool,
+    /// Caches of other machines' that results are taken from, the first that has one.
+    pub imports: Vec<Arc<CacheImport>>,
 }
 
 /// A step as the database knows it.

@@ -1,27 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a finished build was made from, step by step, as SLSA provenance has it.
 
-use crate::{BuildResult, Engine, Error};
+use crate::{BuildResult, Engine, Error, ResultStep};
 use obuild_images::Resolved;
 use obuild_images::attest::ResourceDescriptor;
-use obuild_specs::{CopySource, NodeIndex, Operation, Plan, StepId};
+use obuild_specs::{CopySource, NodeIndex, Operation, Plan};
 use obuild_stores::SnapshotId;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-
-/// A step of a finished build.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BuiltStep {
-    /// The node of the plan.
-    pub node: NodeIndex,
-    /// The step's identity.
-    pub step: StepId,
-    /// The snapshot that holds the result.
-    pub snapshot: SnapshotId,
-    /// The digest of what a copy copied.
-    pub copied: Option<[u8; 32]>,
-}
 
 impl BuildResult {
     /// Returns what came from outside: base images, and the files that copies took from the context.
@@ -75,7 +62,7 @@ impl BuildResult {
             .steps
             .iter()
             .filter(|built| seen.insert(built.snapshot));
-        let describe = |built: &BuiltStep| {
+        let describe = |built: &ResultStep| {
             let node = &plan.nodes[built.node];
             let (kind, parent) = match &node.operation {
                 Operation::Base { .. } => ("base", None),

@@ -149,6 +149,7 @@ impl World {
             keep_failed: false,
             no_cache,
             replay: true,
+            imports: Vec::new(),
         };
         let task =
             tokio::spawn(async move { engine.build(plan, bases, settings, sender, token).await });

@@ -62,6 +62,34 @@ impl fmt::Debug for Digest {
     }
 }
 
+/// Hashes what is read through it.
+pub(crate) struct Hashing<R> {
+    from: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Hashing<R> {
+    pub(crate) fn new(from: R) -> Self {
+        Self {
+            from,
+            hash: Sha256::new(),
+        }
+    }
+
+    /// Returns the digest of what was read.
+    pub(crate) fn finish(self) -> Digest {
+        Digest(self.hash.finalize().into())
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.from.read(buffer)?;
+        self.hash.update(&buffer[..length]);
+        Ok(length)
+    }
+}
+
 /// Hashes all that a reader has.
 pub(crate) fn digest_of(
     mut reader: impl Read,

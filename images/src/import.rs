@@ -143,6 +143,57 @@ pub fn import(
     Ok(resolved.id)
 }
 
+/// A layer on its way into a store: what [`import`] does with each layer of an image, for one alone.
+pub(crate) struct Arriving {
+    layer: Layer,
+    downloads: Downloads,
+}
+
+impl Arriving {
+    /// Begins to fetch the layer, if it has to come from elsewhere.
+    pub(crate) fn start(layer: Layer, remote: Option<&Remote>) -> Result<Self, Error> {
+        let downloads = Downloads::start([&layer], remote)?;
+        Ok(Self { layer, downloads })
+    }
+
+    /// Makes a snapshot of the layer upon another one.
+    pub(crate) fn place(
+        &mut self,
+        store: &dyn Store,
+        id: SnapshotId,
+        parent: SnapshotId,
+        progress: &mut dyn FnMut(Progress<'_>),
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), Error> {
+        let place = Place {
+            index: 0,
+            count: 1,
+            whiteouts: Whiteouts::Applied,
+        };
+        let maker = Maker { store, cancelled };
+        let downloads = &mut self.downloads;
+        maker.place(
+            id,
+            Some(parent),
+            &self.layer,
+            &place,
+            downloads,
+            0,
+            progress,
+        )
+    }
+}
+
+/// Makes a snapshot that is what its parent is.
+pub(crate) fn repeat(
+    store: &dyn Store,
+    id: SnapshotId,
+    parent: SnapshotId,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<(), Error> {
+    Maker { store, cancelled }.make(id, Some(parent), |_| Ok(()))
+}
+
 struct Maker<'a> {
     store: &'a dyn Store,
     cancelled: &'a dyn Fn() -> bool,
@@ -210,7 +261,8 @@ impl Maker<'_> {
             });
         }
         // All begin now; while one is unpacked, those above it come.
-        let mut downloads = Downloads::start(&layers[first..], remote)?;
+        let mut downloads =
+            Downloads::start(layers[first..].iter().map(|chain| &chain.layer), remote)?;
         for (index, ChainLayer { id, layer }) in layers.iter().enumerate().skip(first) {
             let parent = index.checked_sub(1).map(|below| layers[below].id);
             let place = Place {
@@ -222,23 +274,50 @@ impl Maker<'_> {
                     Whiteouts::Ignored
                 },
             };
-            for attempt in 1.. {
-                let generation = downloads.generation(index - first);
-                let made = self.make(*id, parent, |draft| {
-                    let download = downloads.get(index - first);
-                    self.layer(layer, &place, draft, download, &downloads, progress)
-                });
-                match made {
-                    Ok(()) => break,
-                    // A blob kept from before is damaged, or came wrong from a mirror and comes from elsewhere now.
-                    Err(error)
-                        if attempt < ATTEMPTS
-                            && downloads.renew(index - first, generation, layer, &error)? =>
-                    {
-                        tracing::warn!(%error, "unpacking the layer again");
-                    }
-                    Err(error) => return Err(downloads.explain(index - first, error)),
+            self.place(
+                *id,
+                parent,
+                layer,
+                &place,
+                &mut downloads,
+                index - first,
+                progress,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Makes a snapshot of a layer; `slot` is the layer's place among the downloads.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one part of the one thing that it does"
+    )]
+    fn place(
+        &self,
+        id: SnapshotId,
+        parent: Option<SnapshotId>,
+        layer: &Layer,
+        place: &Place,
+        downloads: &mut Downloads,
+        slot: usize,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), Error> {
+        for attempt in 1.. {
+            let generation = downloads.generation(slot);
+            let made = self.make(id, parent, |draft| {
+                let download = downloads.get(slot);
+                self.layer(layer, place, draft, download, downloads, progress)
+            });
+            match made {
+                Ok(()) => break,
+                // A blob kept from before is damaged, or came wrong from a mirror and comes from elsewhere now.
+                Err(error)
+                    if attempt < ATTEMPTS
+                        && downloads.renew(slot, generation, layer, &error)? =>
+                {
+                    tracing::warn!(%error, "unpacking the layer again");
                 }
+                Err(error) => return Err(downloads.explain(slot, error)),
             }
         }
         Ok(())
@@ -251,7 +330,7 @@ impl Maker<'_> {
         place: &Place,
         draft: &Draft,
         download: Option<&Download>,
-        downloads: &Downloads<'_>,
+        downloads: &Downloads,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), Error> {
         let file;
@@ -324,20 +403,23 @@ fn open_layer(layer: &Layer, place: &Place) -> Result<File, Error> {
 }
 
 /// The downloads of an image's missing layers.
-struct Downloads<'a> {
-    remote: Option<&'a Remote>,
+struct Downloads {
+    remote: Option<Remote>,
     running: Vec<Option<Download>>,
     total: u64,
 }
 
-impl<'a> Downloads<'a> {
-    fn start(layers: &[ChainLayer], remote: Option<&'a Remote>) -> Result<Self, Error> {
+impl Downloads {
+    fn start<'l>(
+        layers: impl IntoIterator<Item = &'l Layer>,
+        remote: Option<&Remote>,
+    ) -> Result<Self, Error> {
         let mut downloads = Self {
-            remote,
+            remote: remote.cloned(),
             running: Vec::new(),
             total: 0,
         };
-        for ChainLayer { layer, .. } in layers {
+        for layer in layers {
             let download = match remote {
                 Some(remote) => remote.download(layer)?,
                 None => None,
@@ -372,7 +454,7 @@ impl<'a> Downloads<'a> {
         layer: &Layer,
         error: &Error,
     ) -> Result<bool, Error> {
-        let Some(remote) = self.remote else {
+        let Some(remote) = &self.remote else {
             return Ok(false);
         };
         if self.get(index).is_some() {
@@ -393,7 +475,7 @@ impl<'a> Downloads<'a> {
     /// Puts a download's own error in the place of what its reader saw of it.
     fn explain(&self, index: usize, error: Error) -> Error {
         let failure = self.get(index).and_then(Download::failure);
-        match (self.remote, failure, error) {
+        match (&self.remote, failure, error) {
             (_, _, Error::Cancelled) => Error::Cancelled,
             (Some(remote), Some(source), _) => Error::Registry {
                 image: remote.name.to_string(),

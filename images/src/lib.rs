@@ -26,6 +26,7 @@ pub mod registry;
 mod resolve;
 mod reuse;
 pub mod sbom;
+mod share;
 mod stamp;
 mod stream;
 mod tail;
@@ -41,12 +42,16 @@ pub use import::{Progress, import};
 pub use layer::{Aspect, Difference, Member, Piece, differences};
 pub use layer::{
     Compression, FIXED_TIME, LayerBlob, LayerError, LayerOptions, Times, forget_layers,
-    forget_layers_of, layer,
+    forget_layers_of, known_diff_id, layer,
 };
 pub use platform::Platform;
 pub use reference::Reference;
 pub use resolve::{Pull, ResolveOptions, Resolved, Tools, resolve};
 pub use reuse::BaseLayer;
+pub use share::{
+    CacheDocument, CacheExport, CacheImport, CachePlace, Fetching, SharedBlob, SharedCopy,
+    SharedLayer, SharedStep, shared_layers,
+};
 pub use stamp::{FileDigests, FileStamp, NoDigests};
 pub use unpack::Error as UnpackError;
 

@@ -91,6 +91,14 @@ impl Operation {
         parent.into_iter().chain(source)
     }
 
+    /// Returns the node that it starts from; a base starts from none.
+    pub fn parent(&self) -> Option<NodeIndex> {
+        match self {
+            Self::Base { .. } => None,
+            Self::Run { parent, .. } | Self::Copy { parent, .. } => Some(*parent),
+        }
+    }
+
     fn map_edges(&mut self, map: impl Fn(NodeIndex) -> NodeIndex) {
         match self {
             Self::Base { .. } => {}

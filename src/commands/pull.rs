@@ -68,6 +68,7 @@ pub(crate) fn run(global: &Global, options: &Pull) -> Result<()> {
             no_new_privs: false,
             keep_failed: false,
             no_cache: NoCache::Never,
+            imports: Vec::new(),
             replay: false,
         };
         let bases = HashMap::from([(options.image.clone(), Arc::new(resolved))]);

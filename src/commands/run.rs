@@ -8,6 +8,7 @@ use crate::config::{Config, proxies};
 use crate::failure::Failure;
 use crate::outputs::{Outputs, write_to};
 use crate::progress;
+use crate::sharing::Sharing;
 use crate::values::{parse_duration, parse_size};
 use anyhow::{Context, Result};
 use bstr::BString;
@@ -56,6 +57,7 @@ pub(crate) fn build_spec(
         .iter()
         .map(|text| secret(text))
         .collect::<Result<HashMap<_, _>>>()?;
+    let sharing = Sharing::parse(&options.cache_to, &options.cache_from)?;
     let limits = limits(options, &config)?;
     // A key that cannot be used is found out before the build, not after it.
     let attach = Attachments::parse(
@@ -76,6 +78,7 @@ pub(crate) fn build_spec(
         ..tools(&config, &*store)
     };
     let client = tools.registry.clone();
+    let caches = config.registry_client(&*store);
     let engine = Engine::open(store, sandbox, jobs)?;
     let result = runtime()?.block_on(async {
         let base_dir = if file.as_os_str() == "-" {
@@ -99,6 +102,7 @@ pub(crate) fn build_spec(
             no_new_privs: options.no_new_privs,
             keep_failed: options.keep_failed,
             no_cache,
+            imports: sharing.imports(&caches, &cancel).await?,
             replay: matches!(kind, ProgressKind::Plain | ProgressKind::Json),
         };
         let record = options.record_digests
@@ -112,6 +116,15 @@ pub(crate) fn build_spec(
                 .record_digests(vec![result.snapshot], &cancel)
                 .await?;
         }
+        sharing
+            .export(
+                &engine,
+                &caches,
+                &result,
+                kind == ProgressKind::Quiet,
+                &cancel,
+            )
+            .await?;
         let pushed = outputs
             .write(&engine, client.clone(), result.snapshot, &cancel)
             .await?;

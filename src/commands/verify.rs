@@ -23,7 +23,7 @@ pub(crate) fn run(global: &Global, options: &Verify) -> Result<()> {
     let options = &options.build;
     let outputs = || Outputs::parse(&options.outputs, None, options.quiet);
     let times = source_date_epoch()?.map_or_else(Times::default, Times::Latest);
-    if !outputs()?.is_empty() {
+    if !outputs()?.is_empty() || !options.cache_to.is_empty() {
         return Err(Failure::usage("verify writes no outputs")
             .hint("obuild run writes them when both builds are the same")
             .into());

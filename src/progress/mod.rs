@@ -125,6 +125,16 @@ fn title(build: &[String], heading: &str) -> String {
     }
 }
 
+/// A finished build in one line.
+fn summary(built: usize, cached: usize, fetched: usize, duration: Duration) -> String {
+    let fetched = match fetched {
+        0 => String::new(),
+        fetched => format!("{fetched} fetched, "),
+    };
+    let time = crate::values::time(duration);
+    format!("{built} steps built, {fetched}{cached} cached, in {time}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::Lines;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every event as a line, each prefixed by its step's number: for logs and pipes.
 
-use super::{Display, Lines, title};
+use super::{Display, Lines, summary, title};
 use crate::values::{size, time};
 use obuild_engine::{Event, Outcome};
 use std::collections::HashMap;
@@ -117,6 +117,7 @@ impl Display for Plain {
                 let how = match outcome {
                     Outcome::Cached => "cached".to_owned(),
                     Outcome::Built => format!("done in {}", time(*duration)),
+                    Outcome::Fetched => format!("fetched in {}", time(*duration)),
                     Outcome::Shared => format!("shared with another build, {}", time(*duration)),
                 };
                 self.line(*step, "32", &format!("{how}: {}", &id[..12]));
@@ -141,13 +142,11 @@ impl Display for Plain {
             Event::BuildFinished {
                 built,
                 cached,
+                fetched,
                 duration,
                 ..
             } => {
-                let line = format!(
-                    "{built} steps built, {cached} cached, in {}\n",
-                    time(*duration)
-                );
+                let line = format!("{}\n", summary(*built, *cached, *fetched, *duration));
                 self.text.extend_from_slice(line.as_bytes());
             }
             _ => {}

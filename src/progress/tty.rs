@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The live view: finished steps scroll up as one line each, running ones stand below with their time and last lines.
 
-use super::{Display, Lines, title};
+use super::{Display, Lines, summary, title};
 use crate::values::{size, time};
 use obuild_engine::{Event, Outcome};
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt::Write as _;
 use std::io::{Write, stderr};
 use std::time::{Duration, Instant};
 use unicode_width::UnicodeWidthChar;
@@ -246,6 +245,7 @@ impl Display for Tty {
                     let how = match outcome {
                         Outcome::Cached => "cached".to_owned(),
                         Outcome::Built => time(*duration),
+                        Outcome::Fetched => format!("fetched, {}", time(*duration)),
                         Outcome::Shared => format!("shared, {}", time(*duration)),
                     };
                     let left = fit(&running.title, width.saturating_sub(how.len() + 5));
@@ -284,18 +284,12 @@ impl Display for Tty {
             Event::BuildFinished {
                 built,
                 cached,
+                fetched,
                 duration,
                 ..
             } => {
                 self.running.clear();
-                let mut line = String::new();
-                // Writing to a string cannot fail.
-                let _ = write!(
-                    line,
-                    "{built} steps built, {cached} cached, in {}",
-                    time(*duration)
-                );
-                self.scroll(&[line]);
+                self.scroll(&[summary(*built, *cached, *fetched, *duration)]);
             }
             _ => {}
         }

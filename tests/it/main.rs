@@ -26,6 +26,7 @@ mod images;
 mod matrix;
 mod provenance;
 mod registry;
+mod remote;
 mod rootless;
 mod secrets;
 mod sharing;

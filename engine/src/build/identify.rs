@@ -127,6 +127,8 @@ impl Build {
                     database.set_tree_digest(snapshot, request, digest).await?;
                     let _ = state.scanned.set(Arc::new(scanned));
                     digest
+                } else if let Some(digest) = self.told_digest(index, copy) {
+                    digest
                 } else {
                     return Ok(None);
                 }
@@ -166,7 +168,7 @@ impl Build {
 }
 
 /// Returns a digest of which files a copy asks for, length-prefixed so that no two requests look alike.
-fn request_digest(copy: &Copy) -> [u8; 32] {
+pub(super) fn request_digest(copy: &Copy) -> [u8; 32] {
     use sha2::{Digest, Sha256};
     let mut hash = Sha256::new();
     for list in [&copy.src, &copy.exclude] {

@@ -7,14 +7,17 @@
 
 mod identify;
 mod needs;
+mod offers;
 
+use crate::fetch::Fetch;
 use crate::flight::{self, Landing};
 use crate::job::{Job, Scanned, Source, Work};
 use crate::lock::Lease;
 use crate::log::{Position, Reader};
-use crate::provenance::BuiltStep;
 use crate::{Engine, Error, Event, EventSender, Outcome, Settings, blocking};
 use needs::{check_secrets, forced, reachable};
+pub use offers::ResultStep;
+
 use obuild_images::Resolved;
 use obuild_images::tree::DigestMemo;
 use obuild_specs::{CopySource, NodeIndex, Operation, Plan, StepId};
@@ -49,8 +52,10 @@ pub struct BuildResult {
     pub built: usize,
     /// Steps whose result was there.
     pub cached: usize,
-    /// Every step that the result stands on, sources before what uses them.
-    pub steps: Vec<BuiltStep>,
+    /// Steps whose result was fetched from a cache.
+    pub fetched: usize,
+    /// The steps that the target needs and that are known, sources before those that use them.
+    pub steps: Vec<ResultStep>,
 }
 
 /// What is known of one node of the plan.
@@ -63,6 +68,14 @@ struct State {
     step: OnceLock<StepId>,
     snapshot: OnceLock<SnapshotId>,
     done: SetOnce<()>,
+    /// Set when the node has to be there, though it stands behind a result that was to be fetched.
+    wanted: SetOnce<()>,
+    /// Set when its result could not be fetched.
+    refused: SetOnce<()>,
+    /// The digest of its tree, as the cache has it that it was fetched from.
+    tree: OnceLock<[u8; 32]>,
+    /// Set when `digest` is what a cache says.
+    told: SetOnce<()>,
 }
 
 struct Build {
@@ -80,6 +93,11 @@ struct Build {
     memo: AsyncMutex<Option<DigestMemo>>,
     landing: Landing,
     built: AtomicUsize,
+    fetched: AtomicUsize,
+    /// Which node is the one that runs of those that have the same result.
+    first: OnceLock<HashMap<SnapshotId, NodeIndex>>,
+    /// Whether caches are believed what copies copy.
+    trusting: bool,
 }
 
 impl Engine {
@@ -109,28 +127,45 @@ impl Engine {
                 .map_err(|error| Error::Bug(format!("getrandom: {error}")))?;
         }
         check_secrets(&plan, &needed, &settings)?;
-        let build = Arc::new(Build {
-            overrides: self.database().await?.overrides().await?,
-            lease: Mutex::new(Lease::create(self.state())?),
-            states: plan.nodes.iter().map(|_| State::default()).collect(),
-            engine: Arc::clone(self),
-            plan,
-            bases,
-            settings: Arc::new(settings),
-            events,
-            cancel: cancel.child_token(),
-            forced,
-            nonce,
-            memo: AsyncMutex::new(None),
-            landing: Landing::default(),
-            built: AtomicUsize::new(0),
-        });
-        let result = build.execute(&needed).await;
-        build.cancel.cancel();
-        build.landing.wait().await;
-        let record = build.record(&needed).await;
-        let result = result?;
-        record?;
+        let settings = Arc::new(settings);
+        let mut trusting = true;
+        let (build, result) = loop {
+            let build = Arc::new(Build {
+                overrides: self.database().await?.overrides().await?,
+                lease: Mutex::new(Lease::create(self.state())?),
+                states: plan.nodes.iter().map(|_| State::default()).collect(),
+                engine: Arc::clone(self),
+                plan: plan.clone(),
+                bases: bases.clone(),
+                settings: Arc::clone(&settings),
+                events: events.clone(),
+                cancel: cancel.child_token(),
+                forced: forced.clone(),
+                nonce,
+                memo: AsyncMutex::new(None),
+                landing: Landing::default(),
+                built: AtomicUsize::new(0),
+                fetched: AtomicUsize::new(0),
+                first: OnceLock::new(),
+                trusting,
+            });
+            let result = build.execute(&needed).await;
+            build.cancel.cancel();
+            build.landing.wait().await;
+            let record = build.record(&needed).await;
+            match result {
+                Err(error @ Error::NotAsTold { .. }) if trusting => {
+                    let message = format!("{error}; looking at it anew");
+                    build.tell(Event::Warning { message }).await;
+                    trusting = false;
+                }
+                result => {
+                    let result = result?;
+                    record?;
+                    break (build, result);
+                }
+            }
+        };
         let config = crate::images::config_of(&build.plan, &build.bases);
         self.remember_images(result.snapshot, &config, &build.bases)?;
         let _ = build
@@ -139,6 +174,7 @@ impl Engine {
                 id: result.step.to_string(),
                 built: result.built,
                 cached: result.cached,
+                fetched: result.fetched,
                 duration: began.elapsed(),
             })
             .await;
@@ -167,15 +203,22 @@ impl Build {
             }
         }
         self.tell(Event::BuildStarted { steps: own.len() }).await;
+        // Set once, here.
+        let _ = self.first.set(first.clone());
+        let mut tasks = JoinSet::new();
         for &index in own.iter().filter(|index| !missing[**index]) {
             if self.cancel.is_cancelled() {
                 return Err(Error::Cancelled);
+            }
+            if self.stands_by(index)? {
+                let build = Arc::clone(self);
+                tasks.spawn(async move { build.stand_by(index).await });
+                continue;
             }
             self.tell_cached(index).await?;
             // Set once, here or in `run_node`.
             let _ = self.states[index].done.set(());
         }
-        let mut tasks = JoinSet::new();
         for &index in own.iter().filter(|index| missing[**index]) {
             let build = Arc::clone(self);
             tasks.spawn(async move { build.run_node(index).await });
@@ -212,32 +255,20 @@ impl Build {
         }
         let target = &self.states[self.plan.target];
         let built = self.built.load(Ordering::Relaxed);
+        let fetched = self.fetched.load(Ordering::Relaxed);
         match (target.step.get(), target.snapshot.get()) {
             (Some(step), Some(snapshot)) => Ok(BuildResult {
                 step: *step,
                 snapshot: *snapshot,
                 built,
-                cached: own.len().saturating_sub(built),
-                steps: self.steps(needed),
+                cached: own.len().saturating_sub(built + fetched),
+                fetched,
+                steps: self.result_steps(needed),
             }),
             _ => Err(Error::Bug(
                 "the target has no id after the build".to_owned(),
             )),
         }
-    }
-
-    /// Returns what is known of the steps now that all have their results.
-    fn steps(&self, needed: &[NodeIndex]) -> Vec<BuiltStep> {
-        let built = |node: &NodeIndex| {
-            let state = &self.states[*node];
-            Some(BuiltStep {
-                node: *node,
-                step: *state.step.get()?,
-                snapshot: *state.snapshot.get()?,
-                copied: state.digest.get().copied(),
-            })
-        };
-        needed.iter().filter_map(built).collect()
     }
 
     fn exists(&self, id: SnapshotId) -> Result<bool, Error> {
@@ -264,13 +295,19 @@ impl Build {
                 continue;
             }
             missing[index] = true;
-            stack.extend(self.plan.nodes[index].operation.edges());
+            stack.extend(self.needs(index));
         }
         Ok(missing)
     }
 
     async fn run_node(self: &Arc<Self>, index: NodeIndex) -> Result<(), Error> {
         let node = &self.plan.nodes[index];
+        if let Some(fetch) = self.offer(index)
+            && self.fetch(index, fetch).await?
+        {
+            self.land(index, &self.fetched);
+            return Ok(());
+        }
         for source in node.operation.edges() {
             tokio::select! {
                 () = self.states[source].done.wait() => {}
@@ -290,9 +327,47 @@ impl Build {
                 let _ = state.done.set(());
                 return Ok(());
             }
+            if let Some(fetch) = self.offer(index)
+                && self.fetch(index, fetch).await?
+            {
+                self.land(index, &self.fetched);
+                return Ok(());
+            }
         }
-        self.fly(index).await?;
-        self.built.fetch_add(1, Ordering::Relaxed);
+        self.check_told(index).await?;
+        self.fly(index, None).await?;
+        self.land(index, &self.built);
+        Ok(())
+    }
+
+    /// Notes that a node has its result.
+    fn land(&self, index: NodeIndex, count: &AtomicUsize) {
+        count.fetch_add(1, Ordering::Relaxed);
+        let _ = self.states[index].done.set(());
+    }
+
+    /// Returns whether a node that need not be there may have to be after all: what hides it may be to be fetched.
+    fn stands_by(&self, index: NodeIndex) -> Result<bool, Error> {
+        if self.settings.imports.is_empty() {
+            return Ok(false);
+        }
+        match self.states[index].snapshot.get() {
+            Some(snapshot) => Ok(!self.exists(*snapshot)?),
+            None => Ok(true),
+        }
+    }
+
+    /// Waits until a node is wanted, and runs it then, or until the target is there without it.
+    async fn stand_by(self: &Arc<Self>, index: NodeIndex) -> Result<(), Error> {
+        let state = &self.states[index];
+        tokio::select! {
+            () = state.wanted.wait() => return self.run_node(index).await,
+            () = self.states[self.plan.target].done.wait() => {}
+            () = self.cancel.cancelled() => return Err(Error::Cancelled),
+        }
+        if state.snapshot.get().is_some() {
+            self.tell_cached(index).await?;
+        }
         let _ = state.done.set(());
         Ok(())
     }
@@ -302,21 +377,23 @@ impl Build {
         known.ok_or_else(|| Error::Bug(format!("step {index} has no id")))
     }
 
-    fn job(&self, index: NodeIndex) -> Result<Job, Error> {
+    fn job(self: &Arc<Self>, index: NodeIndex, fetch: Option<&Fetch>) -> Result<Job, Error> {
         let node = &self.plan.nodes[index];
         let step = self.states[index].step.get().copied();
-        let work = match &node.operation {
-            Operation::Base { reference, .. } => Work::Base(
+        let ready = fetch.and_then(|_| self.ready(index));
+        let work = match (&node.operation, fetch) {
+            (_, Some(fetch)) => Work::Fetch(Box::new(fetch.clone())),
+            (Operation::Base { reference, .. }, None) => Work::Base(
                 self.bases
                     .get(reference)
                     .cloned()
                     .ok_or_else(|| Error::Bug(format!("the base {reference} was not resolved")))?,
             ),
-            Operation::Run { parent, run } => Work::Run {
+            (Operation::Run { parent, run }, None) => Work::Run {
                 parent: self.snapshot(*parent)?,
                 run: run.clone(),
             },
-            Operation::Copy { parent, copy } => Work::Copy {
+            (Operation::Copy { parent, copy }, None) => Work::Copy {
                 parent: self.snapshot(*parent)?,
                 from: match copy.source {
                     CopySource::Context => Source::Context(self.settings.context.clone()),
@@ -332,15 +409,16 @@ impl Build {
             heading: node.heading.clone(),
             work,
             settings: Arc::clone(&self.settings),
+            ready,
         })
     }
 
     /// Runs the step, or takes part in it where somebody else runs it already, telling its output meanwhile.
-    async fn fly(self: &Arc<Self>, index: NodeIndex) -> Result<(), Error> {
+    async fn fly(self: &Arc<Self>, index: NodeIndex, fetch: Option<Fetch>) -> Result<(), Error> {
         let began = Instant::now();
         self.tell_started(index).await?;
         loop {
-            let ticket = flight::join(&self.engine, self.job(index)?)?;
+            let ticket = flight::join(&self.engine, self.job(index, fetch.as_ref())?)?;
             self.landing.add(&ticket.flight);
             match self.follow(index, &ticket).await {
                 // Its last user left as we came: start anew.
@@ -349,6 +427,7 @@ impl Build {
                 Err(Error::Shared(error)) => {
                     if let Ok(id) = self.snapshot(index)
                         && !matches!(*error, Error::Cancelled)
+                        && !error.is_not_fetched()
                     {
                         self.tell(Event::StepFailed {
                             step: index,
@@ -480,6 +559,7 @@ impl Build {
         let syncing =
             unsafe_yet.then(|| tokio::spawn(blocking(move || store.sync().map_err(Error::Store))));
         self.engine.flush().await?;
+        self.record_fetched(needed).await?;
         self.engine.database().await?.touch(&used).await?;
         match syncing {
             Some(syncing) => syncing

@@ -13,10 +13,10 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 /// `oci-layout`.
-pub(super) const MARKER: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(crate) const MARKER: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// The annotation that holds a tag (image-layout.md, "index.json").
-const TAG: &str = "org.opencontainers.image.ref.name";
+pub(crate) const TAG: &str = "org.opencontainers.image.ref.name";
 /// The one that holds the whole name, which containerd and Docker read.
 const NAME: &str = "io.containerd.image.name";
 
@@ -158,13 +158,13 @@ impl ImageLayer {
     }
 }
 
-fn put(path: &Path, file: &mut dyn Write, text: &[u8]) -> Result<(), Error> {
+pub(crate) fn put(path: &Path, file: &mut dyn Write, text: &[u8]) -> Result<(), Error> {
     file.write_all(text)
         .map_err(|error| Error::io("write", path, error))
 }
 
 /// Writes beside the file and renames, so that half a file never has its name.
-fn replace(
+pub(crate) fn replace(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
 ) -> Result<(), Error> {

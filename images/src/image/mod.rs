@@ -7,7 +7,7 @@
 mod archive;
 mod bases;
 mod document;
-mod layout;
+pub(crate) mod layout;
 
 pub use archive::ArchiveFormat;
 use bases::BaseRecord;

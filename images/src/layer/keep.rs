@@ -176,6 +176,50 @@ pub(super) fn remember(
     fs_err::write(path, serde_json::to_vec(&kept)?)
 }
 
+/// Takes over a layer that a snapshot was made of: what it is need not be found out again. `take` moves its file, if there is one to be kept.
+pub(crate) fn adopt(
+    state: &Path,
+    since: SnapshotId,
+    snapshot: SnapshotId,
+    options: &LayerOptions,
+    layer: Option<(Digest, u64, Digest)>,
+    take: &dyn Fn(Digest, &Path) -> io::Result<()>,
+) -> Result<(), Error> {
+    let blob = layer.map(|(digest, size, diff_id)| LayerBlob {
+        path: blob_path(state, digest),
+        digest,
+        size,
+        diff_id,
+        media_type: options.compression.media_type().to_owned(),
+    });
+    if let Some(blob) = &blob {
+        let directory = state.join("blobs/sha256");
+        let taken = fs_err::create_dir_all(&directory).and_then(|()| take(blob.digest, &blob.path));
+        if let Err(error) = taken {
+            // It is made again by whoever wants it.
+            tracing::debug!(%error, "the file of a layer was not kept");
+        }
+    }
+    let path = record(state, Some(since), snapshot, options);
+    remember(state, Some(since), snapshot, options, blob.as_ref())
+        .map_err(|error| Error::io("write", path, error))
+}
+
+/// Returns the digest of what a snapshot changed, as far as it was found out before; `Some(None)` if it changed nothing.
+pub fn known_diff_id(
+    store: &dyn Store,
+    since: SnapshotId,
+    snapshot: SnapshotId,
+    options: &LayerOptions,
+) -> Option<Option<Digest>> {
+    let path = record(store.state_dir(), Some(since), snapshot, options);
+    let kept: Kept = serde_json::from_slice(&fs_err::read(path).ok()?).ok()?;
+    match kept.layer {
+        Some(layer) => Digest::parse(&layer.diff_id).ok().map(Some),
+        None => Some(None),
+    }
+}
+
 /// Forgets the layers of a snapshot that is about to be made: it may have been there before, and become another now.
 pub fn forget_layers_of(store: &dyn Store, id: SnapshotId) -> Result<(), Error> {
     let path = store.state_dir().join("layers").join(id.to_string());

@@ -16,8 +16,8 @@ pub use compress::Compression;
 pub use content::{Member, Piece};
 use explain::explain;
 pub use explain::{Aspect, Difference};
-pub(crate) use keep::blob_path;
-pub use keep::{forget_layers, forget_layers_of};
+pub(crate) use keep::{adopt, blob_path};
+pub use keep::{forget_layers, forget_layers_of, known_diff_id};
 
 use crate::tree::{Cancelled, ExportError, TreeError};
 use crate::{Digest, Error};

@@ -5,6 +5,7 @@
 //! several go on at once while a caller's thread unpacks. Nothing is read from the environment: [`ClientOptions`] says it all.
 
 mod answer;
+mod artifact;
 mod attach;
 mod auth;
 mod blobs;

@@ -136,7 +136,7 @@ impl Client {
         })
     }
 
-    fn fetch_document(
+    pub(super) fn fetch_document(
         &self,
         name: &ImageName,
         digest: Digest,
