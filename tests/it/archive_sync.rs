@@ -76,7 +76,7 @@ impl Mirror {
     }
 
     /// Adds a package and serves its archive; returns its md5 and sha512.
-    fn package(&self, name: &str, data: &[u8]) -> [String; 2] {
+    pub(crate) fn package(&self, name: &str, data: &[u8]) -> [String; 2] {
         let sums = [
             format!("md5={}", sum("md5", data)),
             format!("sha512={}", sum("sha512", data)),
