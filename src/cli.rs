@@ -263,6 +263,9 @@ pub(crate) struct Run {
     /// Take steps' results from where another machine has shared them: type=registry,ref=NAME or type=local,src=DIRECTORY
     #[arg(long, value_name = "CACHE")]
     pub(crate) cache_from: Vec<String>,
+    /// Use caches of registries only if this public key has signed them, as obuild sign does
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "cache_from")]
+    pub(crate) cache_verify: Option<PathBuf>,
     /// Keep the tree of a step that fails, for obuild shell
     #[arg(long)]
     pub(crate) keep_failed: bool,

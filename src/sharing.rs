@@ -1,15 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sharing results between machines: `--cache-to` and `--cache-from`, as `docker buildx build` writes them.
 
+use crate::attest::{read_public_key, registry_failure};
 use crate::failure::Failure;
 use crate::values;
 use anyhow::Result;
 use obuild_engine::{BuildResult, Engine, ExportMode};
-use obuild_images::registry::Client;
+use obuild_images::attest::PublicKey;
+use obuild_images::registry::{Client, verify};
 use obuild_images::{CacheImport, CachePlace};
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+
+/// Returns exactly that cache of the place which the key has signed: the name may mean another a moment later.
+fn signed(
+    place: &CachePlace,
+    client: &Client,
+    key: &PublicKey,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<CachePlace> {
+    let CachePlace::Registry(name) = place else {
+        return Err(Failure::usage("a directory has no signatures").into());
+    };
+    let signed = client.signed(name, cancelled)?;
+    verify(client, &signed, key, cancelled).map_err(registry_failure)?;
+    let exact = format!("{}/{}@{}", name.host(), name.repository(), signed.digest);
+    Ok(CachePlace::Registry(exact.parse()?))
+}
 
 /// The tag in a layout when none is named.
 const TAG: &str = "latest";
@@ -19,10 +38,12 @@ const TAG: &str = "latest";
 pub(crate) struct Sharing {
     to: Vec<(CachePlace, ExportMode)>,
     from: Vec<CachePlace>,
+    /// By what key the caches must be signed that are used.
+    key: Option<Arc<PublicKey>>,
 }
 
 impl Sharing {
-    pub(crate) fn parse(to: &[String], from: &[String]) -> Result<Self> {
+    pub(crate) fn parse(to: &[String], from: &[String], key: Option<&Path>) -> Result<Self> {
         let to = to
             .iter()
             .map(|text| parse("--cache-to", text, "dest"))
@@ -30,8 +51,19 @@ impl Sharing {
         let from = from
             .iter()
             .map(|text| Ok(parse("--cache-from", text, "src")?.0))
-            .collect::<Result<_>>()?;
-        Ok(Self { to, from })
+            .collect::<Result<Vec<_>>>()?;
+        let key = key.map(read_public_key).transpose()?.map(Arc::new);
+        if key.is_some()
+            && from
+                .iter()
+                .any(|place| matches!(place, CachePlace::Local { .. }))
+        {
+            return Err(Failure::usage(
+                "--cache-verify is for caches in registries: a directory has no signatures",
+            )
+            .into());
+        }
+        Ok(Self { to, from, key })
     }
 
     /// Finds out what the caches hold. One that cannot be read is a warning: the build does without.
@@ -43,8 +75,17 @@ impl Sharing {
         let mut opening = Vec::new();
         for place in self.from.clone() {
             let (client, token) = (Arc::clone(client), cancel.clone());
+            let key = self.key.clone();
             opening.push(tokio::task::spawn_blocking(move || {
-                let opened = CacheImport::open(&place, &client, &|| token.is_cancelled());
+                let cancelled = || token.is_cancelled();
+                let opened = match &key {
+                    Some(key) => signed(&place, &client, key, &cancelled).and_then(|place| {
+                        CacheImport::open(&place, &client, &cancelled).map_err(Into::into)
+                    }),
+                    None => {
+                        CacheImport::open(&place, &client, &cancelled).map_err(anyhow::Error::from)
+                    }
+                };
                 (place, opened)
             }));
         }
@@ -53,11 +94,11 @@ impl Sharing {
             let (place, opened) = opened.await?;
             match opened {
                 Ok(import) => imports.push(Arc::new(import)),
-                Err(obuild_images::Error::Cancelled) => {
+                Err(_) if cancel.is_cancelled() => {
                     return Err(obuild_engine::Error::Cancelled.into());
                 }
                 Err(error) => {
-                    let (text, _) = crate::failure::describe(&error.into());
+                    let (text, _) = crate::failure::describe(&error);
                     tell(&format!("warning: the cache {place} is not used: {text}\n"));
                 }
             }

@@ -57,7 +57,11 @@ pub(crate) fn build_spec(
         .iter()
         .map(|text| secret(text))
         .collect::<Result<HashMap<_, _>>>()?;
-    let sharing = Sharing::parse(&options.cache_to, &options.cache_from)?;
+    let sharing = Sharing::parse(
+        &options.cache_to,
+        &options.cache_from,
+        options.cache_verify.as_deref(),
+    )?;
     let limits = limits(options, &config)?;
     // A key that cannot be used is found out before the build, not after it.
     let attach = Attachments::parse(

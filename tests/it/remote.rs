@@ -118,6 +118,39 @@ fn a_registry_is_shared() {
 }
 
 #[test]
+fn a_cache_must_be_signed_where_that_is_asked_for() {
+    let Some(host) = registry(Registry::Plain) else {
+        return;
+    };
+    let Some(one) = World::new() else { return };
+    spec(&one, OPERATIONS);
+    let name = format!("{host}/cache/signed-{}:main", std::process::id());
+    let to = format!("type=registry,ref={name}");
+    let (_, made) = build(&one, &["--cache-to", &to]);
+    assert_eq!(made.status, 0, "{made:#?}");
+    for key in ["ours", "theirs"] {
+        let ran = one.run(&["key", "generate", "-o", key]);
+        assert_eq!(ran.status, 0, "{ran:#?}");
+    }
+    let public = |key: &str| one.path(&format!("{key}.pub")).display().to_string();
+    let fetched = |key: &str| {
+        let Some(world) = World::new() else { return 0 };
+        spec(&world, OPERATIONS);
+        let (events, ran) = build(&world, &["--cache-from", &to, "--cache-verify", key]);
+        assert_eq!(ran.status, 0, "{ran:#?}");
+        outcomes(&events, "fetched")
+    };
+    assert_eq!(fetched(&public("ours")), 0, "nobody has signed it");
+    let ran = one.run(&["sign", &name, "--key", "ours.key"]);
+    assert_eq!(ran.status, 0, "{ran:#?}");
+    assert!(fetched(&public("ours")) > 0);
+    assert_eq!(fetched(&public("theirs")), 0, "another has signed it");
+    let local = ["--cache-from", "type=local,src=x", "--cache-verify"];
+    let ran = one.run(&[&["run", "spec.sexp"], &local[..], &[&public("ours")]].concat());
+    assert_eq!(ran.status, 2, "{ran:#?}");
+}
+
+#[test]
 fn what_is_damaged_or_lost_is_run() {
     let (Some(one), Some(other)) = (World::new(), World::new()) else {
         return;
