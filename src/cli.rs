@@ -4,8 +4,9 @@
 mod archive;
 
 pub(crate) use archive::{
-    ArchiveDeploy, ArchiveGc, ArchiveImage, ArchiveImageOptions, ArchiveImport, ArchiveIndex,
-    ArchiveServe, ArchiveStatus, ArchiveSync, ArchiveVerify, LogFormat,
+    Archive, ArchiveCheck, ArchiveCommand, ArchiveDeploy, ArchiveGc, ArchiveImage,
+    ArchiveImageOptions, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
+    ArchiveVerify, LogFormat,
 };
 
 use crate::outputs::parse_compression;
@@ -296,7 +297,7 @@ pub(crate) enum PullWhen {
     after_help = "The image's id in the store goes to standard output. Credentials come from ~/.docker/config.json, as `docker login` writes it."
 )]
 pub(crate) struct Pull {
-    /// The image, as (from …) has it: [HOST/]REPOSITORY[:TAG|@DIGEST], oci:PATH…
+    /// The image, as (from …) has it: `[HOST/]REPOSITORY[:TAG|@DIGEST]`, oci:PATH…
     pub(crate) image: String,
     /// Of an image for several platforms, take the one for this, for example linux/arm64 [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = parse_platform)]
@@ -766,52 +767,6 @@ pub(crate) struct StoreCopy {
     #[arg(short, long, value_name = "N")]
     pub(crate) jobs: Option<usize>,
     /// How to print
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: Format,
-}
-
-/// `obuild archive`.
-#[derive(Debug, Args)]
-pub(crate) struct Archive {
-    #[command(subcommand)]
-    pub(crate) command: ArchiveCommand,
-}
-
-/// The subcommands of `obuild archive`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum ArchiveCommand {
-    /// Report what is wrong in opam files: their syntax, and sources that cannot be kept or verified
-    Check(ArchiveCheck),
-    /// Fetch what a repository's packages declare, as far as it changed
-    Sync(ArchiveSync),
-    /// Make the index that opam clients read, or bring it up to date
-    Index(ArchiveIndex),
-    /// Tell what is there, what is missing and why
-    Status(ArchiveStatus),
-    /// Read every archive again and compare it with its checksums
-    Verify(ArchiveVerify),
-    /// Remove archives that no package has named for a while
-    Gc(ArchiveGc),
-    /// Take over archives that are on this machine already; nothing is downloaded
-    Import(ArchiveImport),
-    /// Serve an archive over HTTP
-    Serve(ArchiveServe),
-    /// Make an image of the archive, of which only what is new is pushed
-    Image(ArchiveImage),
-    /// From merge to live: sync, make the image, push it, run a command
-    Deploy(ArchiveDeploy),
-}
-
-/// `obuild archive check`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit status: 0 nothing worse than warnings, 1 there are errors, 2 there is no such file or directory."
-)]
-pub(crate) struct ArchiveCheck {
-    /// opam files, and directories of them, such as a repository
-    #[arg(required = true, value_name = "REPO|FILE", value_hint = ValueHint::AnyPath)]
-    pub(crate) paths: Vec<PathBuf>,
-    /// How to report
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
 }

@@ -3,10 +3,56 @@
 
 use super::{Format, ProgressKind};
 use crate::values::{parse_duration, parse_size};
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// `obuild archive`.
+#[derive(Debug, Args)]
+pub(crate) struct Archive {
+    #[command(subcommand)]
+    pub(crate) command: ArchiveCommand,
+}
+
+/// The subcommands of `obuild archive`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ArchiveCommand {
+    /// Report what is wrong in opam files: their syntax, and sources that cannot be kept or verified
+    Check(ArchiveCheck),
+    /// Fetch what a repository's packages declare, as far as it changed
+    Sync(ArchiveSync),
+    /// Make the index that opam clients read, or bring it up to date
+    Index(ArchiveIndex),
+    /// Tell what is there, what is missing and why
+    Status(ArchiveStatus),
+    /// Read every archive again and compare it with its checksums
+    Verify(ArchiveVerify),
+    /// Remove archives that no package has named for a while
+    Gc(ArchiveGc),
+    /// Take over archives that are on this machine already; nothing is downloaded
+    Import(ArchiveImport),
+    /// Serve an archive over HTTP
+    Serve(ArchiveServe),
+    /// Make an image of the archive, of which only what is new is pushed
+    Image(ArchiveImage),
+    /// From merge to live: sync, make the image, push it, run a command
+    Deploy(ArchiveDeploy),
+}
+
+/// `obuild archive check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 nothing worse than warnings, 1 there are errors, 2 there is no such file or directory."
+)]
+pub(crate) struct ArchiveCheck {
+    /// opam files, and directories of them, such as a repository
+    #[arg(required = true, value_name = "REPO|FILE", value_hint = ValueHint::AnyPath)]
+    pub(crate) paths: Vec<PathBuf>,
+    /// How to report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
 
 /// `obuild archive sync`.
 #[derive(Debug, Args)]
@@ -344,7 +390,7 @@ pub(crate) struct ArchiveImageOptions {
     /// Also push what was pushed the last time
     #[arg(long, requires = "push")]
     pub(crate) force: bool,
-    /// The image below: a name in a registry, or oci:PATH[:TAG]
+    /// The image below: a name in a registry, or `oci:PATH[:TAG]`
     #[arg(long, value_name = "IMAGE", default_value = "scratch")]
     pub(crate) base: String,
     /// Put this program at /usr/bin/obuild, and serve the archive with it when the image is run

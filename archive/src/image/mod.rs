@@ -4,7 +4,7 @@
 //!
 //! From the lowest: the layers of a base image, a program, a directory that never changes, packs of archives (the oldest first), and the
 //! index with the pages of a site. All of it is below `/srv`. A layer is not kept: it is made again when a registry
-//! lacks it (see [`stream`]), so that an image costs no room beside the archive.
+//! lacks it (see `stream`), so that an image costs no room beside the archive.
 //!
 //! [`plan`] says what is to be done, [`Plan::make`] does it, [`ArchiveImage`] goes to a registry or into an image layout.
 

@@ -30,7 +30,7 @@ const OUTPUT_BYTES: usize = 4 << 20;
 pub struct Git {
     /// The program.
     pub program: PathBuf,
-    /// All of its environment but what [this module](self) sets: `PATH`, and what reaching a server may need (`HOME` for
+    /// All of its environment but what this module sets: `PATH`, and what reaching a server may need (`HOME` for
     /// ssh, `SSH_AUTH_SOCK`, `https_proxy` and its kin).
     pub environment: Vec<(OsString, OsString)>,
 }

@@ -3,7 +3,7 @@
 //!
 //! One thread deals connections out to workers, one a processor; a worker serves its connections alone, with files, clock and log lines of its own.
 //! HTTP/1 is ours, because no library sends files by sendfile(2); HTTP/2 is hyper's, TLS rustls'. What is answered is decided in one
-//! place for both ([`respond`]). Memory does not depend on the size of files, and on clients only by what their sockets and TLS need.
+//! place for both (`respond`). Memory does not depend on the size of files, and on clients only by what their sockets and TLS need.
 
 mod clock;
 mod conditions;

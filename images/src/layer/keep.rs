@@ -116,9 +116,21 @@ pub(super) fn write(
     fs_err::create_dir_all(&directory).map_err(LayerError::Write)?;
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
-    let nameless =
-        openat(CWD, &directory, flags, mode).map_err(|error| LayerError::Write(error.into()))?;
-    let out = BufWriter::with_capacity(1 << 16, File::from(nameless));
+    // Of the name that a file gets where there are none without (zfs-fuse), which goes with this.
+    let mut name = None;
+    let opened = match openat(CWD, &directory, flags, mode) {
+        Ok(nameless) => File::from(nameless),
+        Err(Errno::OPNOTSUPP) => {
+            let (opened, path) = tempfile::NamedTempFile::new_in(&directory)
+                .map_err(LayerError::Write)?
+                .into_parts();
+            name = Some(path);
+            rustix::fs::fchmod(&opened, mode).map_err(|error| LayerError::Write(error.into()))?;
+            opened
+        }
+        Err(error) => return Err(LayerError::Write(error.into())),
+    };
+    let out = BufWriter::with_capacity(1 << 16, opened);
     let mut packer =
         Packer::new(out, options.compression, options.threads).map_err(LayerError::Write)?;
     fill(&mut packer)?;
@@ -131,20 +143,21 @@ pub(super) fn write(
         Mode::empty(),
     )
     .map_err(|error| LayerError::Write(error.into()))?;
-    let name = result.digest.digits();
-    match link(out.get_ref().as_fd(), place.as_fd(), name.as_bytes()) {
+    let digits = result.digest.digits();
+    match link(out.get_ref().as_fd(), place.as_fd(), digits.as_bytes()) {
         Ok(()) => {}
         Err(Errno::EXIST) => {
             // Of the right size it is the same; else a power cut has torn it.
             let whole = fs_err::metadata(&path).is_ok_and(|metadata| metadata.len() == result.size);
             if !whole {
                 fs_err::remove_file(&path).map_err(LayerError::Write)?;
-                link(out.get_ref().as_fd(), place.as_fd(), name.as_bytes())
+                link(out.get_ref().as_fd(), place.as_fd(), digits.as_bytes())
                     .map_err(|error| LayerError::Write(error.into()))?;
             }
         }
         Err(error) => return Err(LayerError::Write(error.into())),
     }
+    drop(name);
     Ok(LayerBlob {
         path,
         digest: result.digest,

@@ -3,7 +3,7 @@
 //!
 //! [`survey`] reads the databases of dpkg, apk and opam, and os-release; [`Bill`] makes a document of what it found, in SPDX 2.3 or
 //! `CycloneDX` 1.6. The databases are hostile: whatever is in them gives a bill, an [`SbomError`] or an entry that is left out
-//! with a warning, never a panic, and no more memory than [`DATABASES`] allows. The same tree always gives the same bytes.
+//! with a warning, never a panic, and no more memory than a limit allows. The same tree always gives the same bytes.
 
 mod apk;
 mod cyclonedx;
