@@ -64,7 +64,8 @@ impl Place {
             (Kind::Xfs, FileSystem::Xfs),
             (Kind::Rsync, FileSystem::Default),
         ];
-        if zfs_pool().is_some() {
+        // zfs-fuse keeps neither nanoseconds nor holes, so its trees are others.
+        if zfs_pool().is_some() && Path::new("/sys/module/zfs").exists() {
             kinds.push((Kind::Zfs, FileSystem::Default));
         }
         kinds
