@@ -200,6 +200,13 @@ fn engine_hint(error: &obuild_engine::Error) -> Option<String> {
                 },
             ..
         } => Some(NO_DAEMON.to_owned()),
+        E::Sandbox {
+            source: obuild_sandboxes::Error::Unavailable { .. },
+            ..
+        } => Some(
+            "nothing that was cached is lost: run the build again. `obuild healthcheck` tells whether this host can build"
+                .to_owned(),
+        ),
         E::Database { .. } => Some(
             "the database is bookkeeping, and no result is lost with it. Make sure that the disk has room and can be written, and try again"
                 .to_owned(),
