@@ -7,7 +7,7 @@ use obuild_images::{Image, ImageConfig, ImageRequest, LayerOptions, Resolved};
 use obuild_specs::{NodeIndex, Operation, Plan, Run, User};
 use obuild_stores::SnapshotId;
 use std::collections::{BTreeMap, HashMap};
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -70,19 +70,16 @@ impl Engine {
         if self.remembered_config(id)?.as_ref() == Some(config) {
             return Ok(());
         }
-        let write = || {
-            if let Some(directory) = path.parent() {
-                fs_err::create_dir_all(directory)?;
-            }
-            let unfinished = path.with_extension(std::process::id().to_string());
-            fs_err::write(&unfinished, serde_json::to_vec(config)?)?;
-            fs_err::rename(&unfinished, &path)
-        };
-        write().map_err(|source| Error::Io {
+        let failed = |source| Error::Io {
             action: "write",
             path: path.clone(),
             source,
-        })
+        };
+        if let Some(directory) = path.parent() {
+            fs_err::create_dir_all(directory).map_err(failed)?;
+        }
+        let text = serde_json::to_vec(config).map_err(|error| failed(error.into()))?;
+        obuild_images::replace(&path, failed, |file| file.write_all(&text).map_err(failed))
     }
 
     /// Forgets layers and configurations of results that are gone.

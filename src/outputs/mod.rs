@@ -378,18 +378,11 @@ pub(crate) fn write_to(
         write(&mut out)?;
         return Ok(out.flush()?);
     }
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let finish = || {
-        let mut file = BufWriter::with_capacity(BUFFER, fs_err::File::create(&name)?);
+    let failed =
+        |error| anyhow::Error::new(error).context(format!("cannot write {}", path.display()));
+    obuild_images::replace(path, failed, |file| {
+        let mut file = BufWriter::with_capacity(BUFFER, file);
         write(&mut file)?;
-        file.flush()?;
-        fs_err::rename(&name, path)?;
-        Ok(())
-    };
-    let result: Result<()> = finish();
-    if result.is_err() {
-        let _ = fs_err::remove_file(&name);
-    }
-    result
+        file.flush().map_err(failed)
+    })
 }
