@@ -152,7 +152,7 @@ The second build comes later, on one processor, and runs one step at a time. Mod
 }
 
 /// How steps are run.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct SandboxOptions {
     /// How steps are isolated [default: native]
     #[arg(long, value_name = "KIND", env = "OBUILD_SANDBOX")]
