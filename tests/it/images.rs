@@ -213,6 +213,34 @@ fn diff_and_verify_say_what_differs() {
     assert!(!ran.stdout.contains("/a\n"), "{ran:?}");
     world.spec("(run (shell \"echo same > /a\"))");
     world.ok(&["verify", "spec.sexp"]);
+    // Each tree is the same; only the order of names is not, nor is what shows the file system.
+    let order = "(run (shell \"mkdir /d; touch /d/a /d/b /d/c /d/d /d/e /d/f /d/g /d/h\")) \
+                 (run (shell \"ls -1 /d > /sorted; find /d > /order\"))";
+    world.spec(order);
+    let ran = world.run(&["verify", "spec.sexp"]);
+    // The second build is on tmpfs.
+    let kind = Command::new("stat")
+        .args(["-f", "-c", "%T"])
+        .arg(world.path("."))
+        .output()
+        .unwrap();
+    if !String::from_utf8_lossy(&kind.stdout).contains("tmpfs") {
+        assert_eq!(ran.status, 1, "{ran:?}");
+        assert!(ran.stdout.contains("C /order\n"), "{ran:?}");
+    }
+    assert!(!ran.stdout.contains("/sorted"), "{ran:?}");
+    let second = format!("rsync:{}", world.path("second").display());
+    let ran = world.run(&[
+        "verify",
+        "spec.sexp",
+        "--rsync-mode",
+        "copy",
+        "--second-store",
+        &second,
+    ]);
+    assert!(ran.status <= 1, "{ran:?}");
+    assert!(!ran.stdout.contains("/sorted"), "{ran:?}");
+    assert!(!world.ok(&["ls", "-q", "--store", &second]).is_empty());
     world.assert_clean();
 }
 
