@@ -565,8 +565,15 @@ pub(crate) struct Diff {
 SOURCE_DATE_EPOCH, or else that of the build."
 )]
 pub(crate) struct Sbom {
-    /// A step's id, or its beginning
-    pub(crate) id: String,
+    /// A step's id, or its beginning; or an image, as in (from IMAGE), which is fetched if it is not here
+    #[arg(value_name = "ID|IMAGE")]
+    pub(crate) what: String,
+    /// When to ask the registry what an image's tag means
+    #[arg(long = "pull", value_name = "WHEN", default_value = "missing")]
+    pub(crate) when: PullWhen,
+    /// Of an image for several platforms, take the one for this [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = parse_platform)]
+    pub(crate) platform: Option<Platform>,
     /// The document's format
     #[arg(long, value_name = "FORMAT", default_value = "spdx")]
     pub(crate) format: SbomFormat,

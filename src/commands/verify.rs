@@ -16,6 +16,7 @@ use obuild_stores::{Kind, SnapshotId, StoreUrl};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::collections::{BTreeSet, HashMap};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,7 +72,8 @@ pub(crate) fn run(global: &Global, options: &Verify) -> Result<()> {
             continue;
         }
         let heading = headings.get(one).map_or("(unknown step)", String::as_str);
-        answer.push_str(&format!("{heading}\n  {one}\n  {other}\n"));
+        // Writing to a string cannot fail.
+        let _ = writeln!(answer, "{heading}\n  {one}\n  {other}");
         answer.extend(found.iter().map(text));
     }
     if answer.is_empty() {
