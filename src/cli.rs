@@ -152,7 +152,7 @@ The second build comes later, on one processor, runs one step at a time, with em
 }
 
 /// How steps are run.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct SandboxOptions {
     /// How steps are isolated [default: native]
     #[arg(long, value_name = "KIND", env = "OBUILD_SANDBOX")]
@@ -490,13 +490,13 @@ pub(crate) struct Shell {
     /// Give it the host's network
     #[arg(long)]
     pub(crate) network_host: bool,
-    /// Run as this user: a name, or `uid:gid`
-    #[arg(short, long, value_name = "USER", default_value = "0:0")]
-    pub(crate) user: String,
-    /// Start in this directory
-    #[arg(short, long, value_name = "DIR", default_value = "/")]
-    pub(crate) workdir: std::ffi::OsString,
-    /// Set a variable
+    /// Run as this user: a name, or `uid:gid` [default: the step's]
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Start in this directory [default: the step's]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<std::ffi::OsString>,
+    /// Set a variable, besides the step's
     #[arg(short, long = "env", value_name = "NAME=VALUE")]
     pub(crate) env: Vec<std::ffi::OsString>,
 }

@@ -147,7 +147,7 @@ impl Outputs {
             || self.places.iter().any(|output| output.kind.is_image());
         let image = if wants_image {
             let mut settings = std::mem::take(&mut self.settings);
-            settings.config = engine.image_config(id)?;
+            settings.config = engine.image_config(id).await?;
             for change in &self.changes {
                 change.apply(&mut settings.config);
             }
