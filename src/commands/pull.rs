@@ -11,11 +11,18 @@ use obuild_engine::{NoCache, Settings};
 use obuild_images::Tools;
 use obuild_sandboxes::Limits;
 use obuild_specs::{Node, Operation, Plan, StepId};
+use obuild_stores::SnapshotId;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) fn run(global: &Global, options: &Pull) -> Result<()> {
+    let (_, id) = fetch(global, options)?;
+    print(format!("{id}\n"))
+}
+
+/// Sees to it that an image is in the store, and returns which snapshot it is.
+pub(crate) fn fetch(global: &Global, options: &Pull) -> Result<(Arc<Engine>, SnapshotId)> {
     let config = Config::read(global)?;
     let kind = progress_kind(options.quiet, options.progress, &config);
     let engine = engine_with(global, &config)?;
@@ -63,5 +70,5 @@ pub(crate) fn run(global: &Global, options: &Pull) -> Result<()> {
         let colour = progress::colour(global.color);
         build(&engine, plan, bases, settings, kind, colour, cancel).await
     })?;
-    print(format!("{}\n", result.snapshot))
+    Ok((engine, result.snapshot))
 }
