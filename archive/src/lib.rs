@@ -6,14 +6,13 @@
 
 pub mod cache;
 pub mod check;
-mod checksum;
 pub mod fetch;
 pub mod image;
 pub mod index;
-pub mod opam;
 pub mod repository;
 pub mod serve;
 pub mod state;
 pub mod sync;
 
-pub use checksum::{Algorithm, BadChecksum, Checksum};
+pub use obuild_opam as opam;
+pub use opam::{Algorithm, BadChecksum, Checksum};

@@ -182,18 +182,13 @@ fn open_docker(_: HelperCommand, _: PathBuf, _: &dyn Store) -> Result<Arc<dyn Sa
 
 /// Opens the engine for a command that runs no step.
 pub(crate) fn open_engine(global: &Global) -> Result<Arc<Engine>> {
-    let config = Config::read(global)?;
-    let store = open_store(global, &config)?;
-    let sandbox = open_sandbox(
-        global,
-        &SandboxOptions {
-            sandbox: None,
-            runtime: None,
-            build_users: Vec::new(),
-        },
-        &config,
-        &*store,
-    )?;
+    engine_with(global, &Config::read(global)?)
+}
+
+/// The same, for a command that wants more of the configuration.
+pub(crate) fn engine_with(global: &Global, config: &Config) -> Result<Arc<Engine>> {
+    let store = open_store(global, config)?;
+    let sandbox = open_sandbox(global, &SandboxOptions::default(), config, &*store)?;
     Ok(Engine::open(store, sandbox, 1)?)
 }
 

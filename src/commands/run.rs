@@ -98,6 +98,7 @@ pub(crate) fn build_spec(
             Some(no_cache) => no_cache,
             None => self::no_cache(&plan, options)?,
         };
+        let imports = sharing.imports(&caches, &cancel).await?;
         let settings = Settings {
             context,
             secrets,
@@ -106,7 +107,7 @@ pub(crate) fn build_spec(
             no_new_privs: options.no_new_privs,
             keep_failed: options.keep_failed,
             no_cache,
-            imports: sharing.imports(&caches, &cancel).await?,
+            imports: imports.clone(),
             replay: matches!(kind, ProgressKind::Plain | ProgressKind::Json),
         };
         let record = options.record_digests
@@ -125,6 +126,7 @@ pub(crate) fn build_spec(
                 &engine,
                 &caches,
                 &result,
+                &imports,
                 kind == ProgressKind::Quiet,
                 &cancel,
             )
