@@ -11,9 +11,11 @@ pub mod fetch;
 pub mod image;
 pub mod index;
 pub mod opam;
+mod replace;
 pub mod repository;
 pub mod serve;
 pub mod state;
 pub mod sync;
+mod tar;
 
 pub use checksum::{Algorithm, BadChecksum, Checksum};

@@ -5,6 +5,7 @@
 //! HTTP/1 is ours, because no library sends files by sendfile(2); HTTP/2 is hyper's, TLS rustls'. What is answered is decided in one
 //! place for both (`respond`). Memory does not depend on the size of files, and on clients only by what their sockets and TLS need.
 
+mod assembled;
 mod clock;
 mod conditions;
 mod connections;
