@@ -2,8 +2,7 @@
 //! Looking through opam files for what an archive cannot use: mistakes of syntax, sources that cannot be kept or verified, and, over all
 //! files together, one URL for which different digests are declared.
 
-use crate::checksum::{Algorithm, Checksum};
-use crate::opam::{MAX_FILE_BYTES, Severity, Source, Span, parse, sources};
+use crate::opam::{Algorithm, Checksum, MAX_FILE_BYTES, Severity, Source, Span, parse, sources};
 use bstr::BString;
 use std::collections::HashMap;
 use std::io::{self, Read};

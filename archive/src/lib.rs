@@ -6,11 +6,9 @@
 
 pub mod cache;
 pub mod check;
-mod checksum;
 pub mod fetch;
 pub mod image;
 pub mod index;
-pub mod opam;
 mod replace;
 pub mod repository;
 pub mod serve;
@@ -18,4 +16,5 @@ pub mod state;
 pub mod sync;
 mod tar;
 
-pub use checksum::{Algorithm, BadChecksum, Checksum};
+pub use obuild_opam as opam;
+pub use opam::{Algorithm, BadChecksum, Checksum};

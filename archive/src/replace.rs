@@ -12,17 +12,27 @@ const MODE: u32 = 0o644;
 /// Puts a file in the place of another, or leaves that: there is no time at which it is neither. Then it is on the disk, and so is its name.
 /// Only one process may do it at a time.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    put(path, content, true)?;
+    put(path, content, MODE, true)?;
+    sync_name(path)
+}
+
+/// The same for a file that only its owner may read.
+pub(crate) fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    put(path, content, 0o600, true)?;
+    sync_name(path)
+}
+
+fn sync_name(path: &Path) -> io::Result<()> {
     // fsync(2), "Description": the name is its directory's affair.
     fs::File::open(path.parent().unwrap_or(path))?.sync_all()
 }
 
 /// The same, but a power failure may leave anything: for what has a checksum and can be made anew.
 pub(crate) fn replace_unsynced(path: &Path, content: &[u8]) -> io::Result<()> {
-    put(path, content, false)
+    put(path, content, MODE, false)
 }
 
-fn put(path: &Path, content: &[u8], sync: bool) -> io::Result<()> {
+fn put(path: &Path, content: &[u8], mode: u32, sync: bool) -> io::Result<()> {
     let mut unfinished = path.to_owned();
     unfinished.add_extension("unfinished");
     let write = || {
@@ -31,7 +41,7 @@ fn put(path: &Path, content: &[u8], sync: bool) -> io::Result<()> {
             .write(true)
             .create(true)
             .truncate(true)
-            .mode(MODE)
+            .mode(mode)
             .open(&unfinished)?;
         file.write_all(content)?;
         if sync {

@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use obuild_archive::opam::{MAX_ERRORS, parse, sources};
+use obuild_opam::{MAX_ERRORS, parse, sources};
 
 fuzz_target!(|text: &[u8]| {
     let parsed = parse(text);

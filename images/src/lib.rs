@@ -7,6 +7,7 @@
 mod apt;
 mod architecture;
 pub mod attest;
+mod beside;
 mod config;
 mod debootstrap;
 mod digest;
@@ -34,6 +35,7 @@ pub mod tree;
 mod unpack;
 
 pub use architecture::host_architecture;
+pub use beside::replace;
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::{Error, ErrorKind};

@@ -109,7 +109,7 @@ impl Index {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parts {
     directory: PathBuf,
-    parts: Vec<Part>,
+    list: Vec<Part>,
     trailer: [u8; TRAILER],
     digest: [u8; 32],
 }
@@ -119,12 +119,13 @@ impl Parts {
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let path = directory.join(LIST);
         let list = fs_err::read(&path).map_err(Error::io("read", &path))?;
-        let (trailer, parts) = parse(&list).ok_or(Error::Damaged { path })?;
+        let digest = Sha256::digest(&list).into();
+        let (trailer, list) = parse(&list).ok_or(Error::Damaged { path })?;
         Ok(Self {
             directory: directory.to_owned(),
-            parts,
+            list,
             trailer,
-            digest: Sha256::digest(&list).into(),
+            digest,
         })
     }
 
@@ -135,7 +136,7 @@ impl Parts {
 
     /// Returns how long `index.tar.gz` is.
     pub fn bytes(&self) -> u64 {
-        let parts = self.parts.iter().map(|part| part.bytes);
+        let parts = self.list.iter().map(|part| part.bytes);
         parts.sum::<u64>() + (HEADER.len() + TRAILER) as u64
     }
 
@@ -143,7 +144,7 @@ impl Parts {
     pub fn write(&self, out: &mut impl Write) -> Result<(), Error> {
         let failed = |error| Error::io("write", Path::new("index.tar.gz"))(error);
         out.write_all(&HEADER).map_err(failed)?;
-        for part in &self.parts {
+        for part in &self.list {
             let path = self.directory.join(part.name());
             let content = fs_err::read(&path).map_err(Error::io("read", &path))?;
             if !part.holds(&content) {

@@ -40,23 +40,23 @@ impl Assembled {
     /// Returns the index and its validator, which is the same on every machine; nothing if there are no parts. While the parts
     /// of a new one are incomplete, it is the one of before.
     pub(super) fn open(&self) -> Option<(File, String)> {
-        let list = rustix::fs::stat(&self.directory.join(LIST)).ok()?;
-        let list = Identity::of(&list);
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.as_ref().is_none_or(|last| last.list != list) {
+        let found = rustix::fs::stat(self.directory.join(LIST)).ok()?;
+        let list = Identity::of(&found);
+        let mut kept = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.as_ref().is_none_or(|kept| kept.list != list) {
             match self.assemble() {
-                Ok((file, tag)) => *last = Some(Last { list, file, tag }),
+                Ok((file, tag)) => *kept = Some(Last { list, file, tag }),
                 Err(error) => {
                     tracing::error!(%error, "cannot put the index together");
                     // Not again for each request; when the list is another one.
-                    if let Some(last) = &mut *last {
-                        last.list = list;
+                    if let Some(kept) = &mut *kept {
+                        kept.list = list;
                     }
                 }
             }
         }
-        let last = last.as_ref()?;
-        Some((last.file.try_clone().ok()?, last.tag.clone()))
+        let kept = kept.as_ref()?;
+        Some((kept.file.try_clone().ok()?, kept.tag.clone()))
     }
 
     fn assemble(&self) -> io::Result<(File, String)> {

@@ -4,7 +4,7 @@
 //! What a place may be is said here and nowhere else: names that are not the layout's (of half-fetched archives, of the archive's own state) lead
 //! nowhere.
 
-use crate::checksum::{Algorithm, Checksum};
+use crate::{Algorithm, Checksum};
 
 /// Files at the top of an archive's directory that clients fetch.
 const TOP: [&str; 4] = ["repo", "index.tar.gz", "urls.txt", "version"];

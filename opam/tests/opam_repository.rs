@@ -6,8 +6,8 @@
 //! `src/opam/tests.rs` everywhere.
 
 use bstr::ByteSlice;
-use obuild_archive::opam::tree::{Kind, PrefixOp, RelationOp};
-use obuild_archive::opam::{Item, Parsed, Section, Value, parse, sources};
+use obuild_opam::tree::{Kind, PrefixOp, RelationOp};
+use obuild_opam::{Item, Parsed, Section, Value, parse, sources};
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};

@@ -8,6 +8,7 @@
 //! opam-repository ours are compared with. Its lexer and parser are where the manual leaves something open: precedences, which token is
 //! longest, what an escape may be.
 
+mod checksum;
 mod error;
 mod lexer;
 mod parser;
@@ -17,6 +18,7 @@ mod sources;
 mod tests;
 pub mod tree;
 
+pub use checksum::{Algorithm, BadChecksum, Checksum};
 pub use error::{Place, SyntaxError, place};
 pub use sources::{Problem, ProblemKind, Section, Severity, Source, Sources, sources};
 pub use tree::{Item, Span, Value};

@@ -4,7 +4,7 @@
 //! A pack is one file after the other, each behind a line with its length: so that reading files costs nothing.
 
 use bstr::ByteSlice;
-use obuild_archive::opam::parse;
+use obuild_opam::parse;
 use std::io::{self, Write};
 use std::path::PathBuf;
 

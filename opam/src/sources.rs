@@ -5,9 +5,9 @@
 //! throws away all checksums of a source if one is of a kind that it does not know or has a wrong length, then does not fetch it, and
 //! gives up altogether at a version control URL that has a checksum.
 
-use super::Parsed;
-use super::tree::{Block, Item, Kind, Span, Value};
+use crate::Parsed;
 use crate::checksum::{Algorithm, BadChecksum, Checksum};
+use crate::tree::{Block, Item, Kind, Span, Value};
 use bstr::{BString, ByteSlice};
 use std::fmt;
 
