@@ -7,7 +7,7 @@ use crate::cli::{Global, Pull};
 use crate::config::Config;
 use crate::progress;
 use anyhow::{Context, Result};
-use obuild_engine::{NoCache, Settings};
+use obuild_engine::{Engine, NoCache, Settings};
 use obuild_images::Tools;
 use obuild_sandboxes::Limits;
 use obuild_specs::{Node, Operation, Plan, StepId};
