@@ -4,7 +4,7 @@
 mod archive;
 
 pub(crate) use archive::{
-    Archive, ArchiveCheck, ArchiveCommand, ArchiveDeploy, ArchiveGc, ArchiveImage,
+    AcmeChallenge, Archive, ArchiveCheck, ArchiveCommand, ArchiveDeploy, ArchiveGc, ArchiveImage,
     ArchiveImageOptions, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
     ArchiveVerify, LogFormat,
 };

@@ -85,14 +85,10 @@ pub(crate) fn debootstrap(
             std::io::Error::from(Errno::ACCESS),
         ));
     }
-    if obuild_rootless::current().is_some() {
-        return Err(Error::Debootstrap {
+    let mapping = obuild_rootless::current();
+    if mapping.is_some_and(obuild_rootless::Mapping::is_single) {
+        return Err(Error::DebootstrapIds {
             suite: suite.to_owned(),
-            status: "not started".into(),
-            last_lines: vec![
-                "it makes device nodes, which only the host's root may: run obuild as root, or use another base"
-                    .into(),
-            ],
         });
     }
     let sources = read_sources(&tools.apt)?;
@@ -133,6 +129,10 @@ pub(crate) fn debootstrap(
         .env("LC_ALL", "C")
         .env("HOME", "/root")
         .env("TMPDIR", "/tmp");
+    if mapping.is_some() {
+        // It does not count on device nodes then, but mounts the host's: debootstrap 1.0.128 functions, setup_devices.
+        command.env("container", "lxc");
+    }
     command.envs(environment(&settings, &tools.proxies));
 
     line(announce(suite, mirror).as_bytes());

@@ -4,6 +4,7 @@
 use super::{Format, ProgressKind};
 use crate::values::{parse_duration, parse_size};
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use obuild_archive::serve::{Authority, HostName};
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -226,14 +227,39 @@ pub(crate) struct ArchiveServe {
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address)]
     pub(crate) listen: Vec<SocketAddr>,
     /// Listen here, with TLS
-    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address, requires = "tls_certificate")]
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address, requires = "certificates")]
     pub(crate) listen_tls: Vec<SocketAddr>,
     /// The certificate and its chain, in PEM; read again when it changes
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_key")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_key", group = "certificates")]
     pub(crate) tls_certificate: Option<PathBuf>,
     /// The certificate's key, in PEM
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_certificate")]
     pub(crate) tls_key: Option<PathBuf>,
+    /// Order a certificate for this name of the server by ACME, and renew it; may be given more than once
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "acme_agree_terms",
+        group = "certificates"
+    )]
+    pub(crate) acme: Vec<HostName>,
+    /// Agree to the terms of service of the certificate authority
+    #[arg(long, requires = "acme")]
+    pub(crate) acme_agree_terms: bool,
+    /// The authority's directory
+    #[arg(
+        long,
+        value_name = "URL",
+        value_hint = ValueHint::Url,
+        default_value = "https://acme-v02.api.letsencrypt.org/directory"
+    )]
+    pub(crate) acme_directory: Authority,
+    /// A mail address that the authority can write to; may be given more than once
+    #[arg(long, value_name = "ADDRESS", value_hint = ValueHint::EmailAddress, requires = "acme")]
+    pub(crate) acme_contact: Vec<String>,
+    /// How it is proved that the names are this server's: at port 80 or at port 443 [default: http-01 if it listens without TLS, else tls-alpn-01]
+    #[arg(long, value_name = "CHALLENGE", requires = "acme")]
+    pub(crate) acme_challenge: Option<AcmeChallenge>,
     /// Let another server of the same user listen on the same addresses, so that a new one can begin before the old one ends
     #[arg(long)]
     pub(crate) reuse_port: bool,
@@ -279,6 +305,17 @@ pub(crate) struct ArchiveServe {
     /// The time that requests have to be finished when the server ends
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
     pub(crate) stop_timeout: Duration,
+}
+
+/// The proofs of ACME that the server can give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AcmeChallenge {
+    /// A file at port 80
+    #[value(name = "http-01")]
+    Http01,
+    /// A certificate at port 443
+    #[value(name = "tls-alpn-01")]
+    TlsAlpn01,
 }
 
 /// The formats of the access log.

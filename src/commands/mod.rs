@@ -142,17 +142,18 @@ pub(crate) fn open_sandbox(
                 state_dir: store.state_dir().join("sandbox"),
             })?),
             SandboxKind::User => {
-                check_trees(store)?;
                 let users = if options.build_users.is_empty() {
                     config.build_users.clone().unwrap_or_default()
                 } else {
                     options.build_users.clone()
                 };
-                Arc::new(UserSandbox::open(UserOptions {
+                let sandbox = UserSandbox::open(UserOptions {
                     helper,
                     users,
                     state_dir: PathBuf::from(BUILD_USERS),
-                })?)
+                })?;
+                check_trees(store)?;
+                Arc::new(sandbox)
             }
             SandboxKind::Docker => open_docker(helper, config.docker_socket(global)?, store)?,
         },

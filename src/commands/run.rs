@@ -336,7 +336,11 @@ pub(crate) fn tools(config: &Config, store: &dyn Store) -> Tools {
         registry: Some(config.registry_client(store)),
         ..Tools::default()
     };
-    if let Some(path) = std::env::var_os("PATH") {
+    if let Some(mut path) = std::env::var_os("PATH") {
+        if obuild_rootless::current().is_some() {
+            // Where ordinary users do not look: debootstrap and chroot are there.
+            path.push(":/usr/local/sbin:/usr/sbin:/sbin");
+        }
         tools.path = path;
     }
     // Docker's own programs take other transports too, which are not for us.

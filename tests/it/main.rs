@@ -8,6 +8,7 @@
     reason = "a test fails by a panic, and short specs may be joined from pieces"
 )]
 
+mod archive_acme;
 mod archive_check;
 mod archive_deploy;
 mod archive_index;
@@ -30,6 +31,7 @@ mod registry;
 mod remote;
 mod rootless;
 mod secrets;
+mod serving;
 mod sharing;
 mod store;
 mod users;

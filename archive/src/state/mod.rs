@@ -15,6 +15,7 @@ pub use table::{Declared, Note, Package, Table};
 
 use crate::cache::private;
 use fs_err as fs;
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -186,10 +187,22 @@ impl State {
 
 /// Puts a file in the place of another, or leaves that: there is no time at which it is neither.
 pub(crate) fn replace(path: &Path, data: &[u8]) -> Result<(), StateError> {
+    replace_with(path, data, 0o666)
+}
+
+/// The same for a file that only its owner may read.
+pub(crate) fn replace_private(path: &Path, data: &[u8]) -> Result<(), StateError> {
+    replace_with(path, data, 0o600)
+}
+
+/// `mode` is cut by the process's mask, as open(2) does it.
+fn replace_with(path: &Path, data: &[u8], mode: u32) -> Result<(), StateError> {
     let mut beside = PathBuf::from(path);
     beside.add_extension("new");
     let write = || {
-        let mut file = fs::File::create(&beside)?;
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(mode);
+        let mut file = options.open(&beside)?;
         file.write_all(data)?;
         file.sync_all()?;
         fs::rename(&beside, path)?;

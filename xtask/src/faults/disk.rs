@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! File systems in files, to be filled, cut off and brought back.
 
+use super::case::StoreKind;
+use super::users::Users;
 use crate::cmd::Cmd;
+use crate::dockerd::Daemon;
 use crate::reaper::{Guard, Item};
 use crate::zfs::Pool;
 use anyhow::{Context, Result, bail};
@@ -19,11 +22,18 @@ pub(super) struct Disk {
     guard: Option<Guard>,
     /// Of zfs, whose pools are mounted by themselves.
     pool: Option<Pool>,
+    users: Option<Users>,
+    /// A docker daemon that has its data here.
+    daemon: Option<Daemon>,
 }
 
 /// The smallest that the tools make and that holds a store with a few builds.
-pub(super) fn small_bytes(kind: &str) -> u64 {
-    match kind {
+pub(super) fn small_bytes(store: StoreKind) -> u64 {
+    if store.kind == "docker" {
+        // The daemon's own files are there too.
+        return 160 << 20;
+    }
+    match store.file_system {
         // mkfs.xfs(8): 300 MB at least.
         "xfs" => 320 << 20,
         "btrfs" => 256 << 20,
@@ -52,6 +62,8 @@ impl Disk {
                 bytes,
                 guard: None,
                 pool,
+                users: None,
+                daemon: None,
             });
         }
         // Sparse: it takes only what is written to it.
@@ -74,9 +86,43 @@ impl Disk {
             bytes,
             guard: None,
             pool: None,
+            users: None,
+            daemon: None,
         };
         disk.mount()?;
         Ok(disk)
+    }
+
+    /// Has build users with homes on it.
+    pub(super) fn with_users(&mut self, prefix: &str) -> Result<()> {
+        if self.users.is_none() {
+            self.users = Some(Users::create(&self.point, prefix)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn users(&self) -> Option<&Users> {
+        self.users.as_ref()
+    }
+
+    /// Returns the ids of its build users.
+    pub(super) fn user_ids(&self) -> &[u32] {
+        self.users.as_ref().map_or(&[], Users::ids)
+    }
+
+    /// Starts a docker daemon that keeps its data on it, and what goes with a boot beside it.
+    pub(super) fn with_daemon(&mut self) -> Result<()> {
+        let root = self.image.with_extension("docker");
+        fs_err::create_dir_all(&root)?;
+        let data = self.point.join("docker").display().to_string();
+        let mut daemon = Daemon::start(&root, &["--data-root".to_owned(), data])?;
+        daemon.wait()?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    pub(super) fn daemon(&mut self) -> Option<&mut Daemon> {
+        self.daemon.as_mut()
     }
 
     /// Returns where it is mounted.
@@ -167,6 +213,11 @@ impl Disk {
 
     /// Takes it down and mounts it again, as a boot would.
     pub(super) fn revive(&mut self) -> Result<()> {
+        self.mount_again()?;
+        self.daemon.as_mut().map_or(Ok(()), Daemon::start_again)
+    }
+
+    fn mount_again(&mut self) -> Result<()> {
         for _ in 0..100 {
             if let Some(guard) = self.guard.take() {
                 guard.close()?;
@@ -234,6 +285,13 @@ impl Disk {
 
     /// Takes it down for good.
     pub(super) fn close(mut self) -> Result<()> {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.close()?;
+            fs_err::remove_dir_all(self.image.with_extension("docker"))?;
+        }
+        if let Some(users) = self.users.take() {
+            users.close()?;
+        }
         if let Some(guard) = self.guard.take() {
             guard.close()?;
         }

@@ -110,8 +110,12 @@ pub(super) fn power_cut(case: &mut Case<'_>) -> Result<()> {
         if ran.was_killed() || ran.status.success() {
             case.note(&ran)?;
         }
+        if let Some(daemon) = case.disk.daemon() {
+            daemon.kill_all()?;
+        }
         case.lab.family.wait_until_alone()?;
         case.disk.revive()?;
+        case.admit_daemon();
         case.reboot()?;
         case.cut_off = false;
     }
