@@ -6,7 +6,7 @@ mod archive;
 pub(crate) use archive::{
     AcmeChallenge, Archive, ArchiveCheck, ArchiveCommand, ArchiveDeploy, ArchiveGc, ArchiveImage,
     ArchiveImageOptions, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
-    ArchiveVerify, LogFormat,
+    ArchiveVerify, IndexKind, LogFormat,
 };
 
 use crate::outputs::parse_compression;

@@ -39,7 +39,7 @@ pub use beside::replace;
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::{Error, ErrorKind};
-pub use image::{ArchiveFormat, Image, ImageLayer, ImageRequest, remember_base};
+pub use image::{ArchiveFormat, Image, ImageLayer, ImageRequest, StackedImage, remember_base};
 pub use import::{Progress, import};
 pub use layer::{Aspect, Difference, Member, Piece, differences};
 pub use layer::{

@@ -41,6 +41,25 @@ pub(crate) enum ArchiveCommand {
     Deploy(ArchiveDeploy),
 }
 
+/// How a command shows how far it is, and reports.
+#[derive(Debug, Args)]
+pub(crate) struct Reporting {
+    /// How to show what is going on
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) progress: ProgressKind,
+    /// How to report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// How many files a command reads at once.
+#[derive(Debug, Args)]
+pub(crate) struct Readers {
+    /// How many files are read at once [default: one a processor]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) jobs: Option<u32>,
+}
+
 /// `obuild archive check`.
 #[derive(Debug, Args)]
 #[command(
@@ -123,12 +142,8 @@ pub(crate) struct ArchiveSync {
     /// Fail when another process works on the archive, and do not wait for it
     #[arg(long)]
     pub(crate) no_wait: bool,
-    /// How to show what is going on
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) progress: ProgressKind,
-    /// How to report
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) output: Reporting,
 }
 
 /// `obuild archive status`.
@@ -155,15 +170,10 @@ pub(crate) struct ArchiveVerify {
     /// The directory of the archive
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) directory: PathBuf,
-    /// How many archives are read at once [default: one a processor]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub(crate) jobs: Option<u32>,
-    /// How to show what is going on
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) progress: ProgressKind,
-    /// How to report
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) readers: Readers,
+    #[command(flatten)]
+    pub(crate) output: Reporting,
 }
 
 /// `obuild archive gc`.
@@ -202,15 +212,10 @@ pub(crate) struct ArchiveImport {
     /// Never share files with the source, not even by hard links
     #[arg(long)]
     pub(crate) copy: bool,
-    /// How many files are read at once [default: one a processor]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub(crate) jobs: Option<u32>,
-    /// How to show what is going on
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) progress: ProgressKind,
-    /// How to report
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) readers: Readers,
+    #[command(flatten)]
+    pub(crate) output: Reporting,
 }
 
 /// `obuild archive serve`.
@@ -410,12 +415,8 @@ pub(crate) struct ArchiveImage {
     /// Only tell what would be added, merged and pushed
     #[arg(short = 'n', long)]
     pub(crate) dry_run: bool,
-    /// How to report
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: Format,
-    /// How to show progress
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) progress: ProgressKind,
+    #[command(flatten)]
+    pub(crate) output: Reporting,
 }
 
 /// What goes into an image of an archive, and where it goes.
@@ -433,12 +434,26 @@ pub(crate) struct ArchiveImageOptions {
     /// Put this program at /usr/bin/obuild, and serve the archive with it when the image is run
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) program: Option<PathBuf>,
+    /// How the index is in the image; in parts, only those that changed are pushed, and `obuild archive serve` puts it together
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) index: IndexKind,
     /// A directory that never changes, for /srv/legacy
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) legacy: Option<PathBuf>,
     /// The pages of a site, for /srv/www
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) site: Option<PathBuf>,
+}
+
+/// How the index is in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IndexKind {
+    /// In parts if obuild serves it: with --program, or a base whose entry point is obuild
+    Auto,
+    /// In parts
+    Parts,
+    /// As one file, for any server
+    File,
 }
 
 /// `obuild archive deploy`.

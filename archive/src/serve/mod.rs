@@ -6,6 +6,7 @@
 //! place for both (`respond`). Memory does not depend on the size of files, and on clients only by what their sockets and TLS need.
 
 mod acme;
+mod assembled;
 mod certificate;
 mod clock;
 mod conditions;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The documents of an image: OCI image-spec v1.1 config.md and manifest.md. The same image gives the same bytes.
 
-use super::ImageLayer;
 use crate::{Digest, ImageConfig, host_architecture};
 use bstr::{BString, ByteSlice};
 use jiff::Timestamp;
@@ -15,13 +14,15 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 #[derive(Serialize)]
 struct Document<'a> {
-    created: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created: Option<String>,
     architecture: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     variant: Option<&'a str>,
     os: &'a str,
     config: Processes<'a>,
     rootfs: RootFs,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     history: Vec<History<'a>>,
 }
 
@@ -99,14 +100,15 @@ fn texts(list: Option<&Vec<BString>>) -> Option<Vec<String>> {
     list.map(|list| list.iter().map(text).collect())
 }
 
-/// Returns the configuration. `history` tells, for each step, what it was and whether it left no layer.
+/// Returns the configuration of an image whose uncompressed layers have these digests. `history` tells, for each step, what it was and whether
+/// it left no layer.
 pub(super) fn config(
     config: &ImageConfig,
-    layers: &[ImageLayer],
+    diff_ids: impl Iterator<Item = Digest>,
     history: &[(String, bool)],
-    created: i64,
+    created: Option<i64>,
 ) -> Vec<u8> {
-    let created = rfc3339(created);
+    let created = created.map(rfc3339);
     let or = |value: &'_ str, default: &'static str| {
         if value.is_empty() {
             default.to_owned()
@@ -148,15 +150,12 @@ pub(super) fn config(
         },
         rootfs: RootFs {
             r#type: "layers",
-            diff_ids: layers
-                .iter()
-                .map(|layer| layer.blob.diff_id.to_string())
-                .collect(),
+            diff_ids: diff_ids.map(|digest| digest.to_string()).collect(),
         },
         history: history
             .iter()
             .map(|(created_by, empty_layer)| History {
-                created: created.clone(),
+                created: created.clone().unwrap_or_default(),
                 created_by,
                 empty_layer: *empty_layer,
             })
@@ -166,9 +165,9 @@ pub(super) fn config(
 }
 
 /// Returns the manifest of an image with this configuration.
-pub(super) fn manifest(
+pub(super) fn manifest<'a>(
     config: &[u8],
-    layers: &[ImageLayer],
+    layers: impl Iterator<Item = Descriptor<'a>>,
     annotations: &BTreeMap<String, String>,
 ) -> Vec<u8> {
     let document = Manifest {
@@ -179,14 +178,7 @@ pub(super) fn manifest(
             digest: Digest::of(config).to_string(),
             size: config.len() as u64,
         },
-        layers: layers
-            .iter()
-            .map(|layer| Descriptor {
-                media_type: &layer.blob.media_type,
-                digest: layer.blob.digest.to_string(),
-                size: layer.blob.size,
-            })
-            .collect(),
+        layers: layers.collect(),
         annotations,
     };
     serde_json::to_vec(&document).expect("it has string keys only")

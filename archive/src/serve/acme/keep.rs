@@ -4,7 +4,8 @@
 use super::error::OrderError;
 use super::value::Authority;
 use crate::cache;
-use crate::state::{StateError, replace_private};
+use crate::replace::replace_private;
+use crate::state::StateError;
 use instant_acme::AccountCredentials;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
@@ -49,7 +50,7 @@ impl Keep {
 
     fn write(&self, path: &Path, data: &[u8]) -> Result<(), OrderError> {
         fs_err::create_dir_all(&self.0)
-            .map_err(|error| OrderError::Keep(StateError::Write(error)))?;
-        replace_private(path, data).map_err(OrderError::Keep)
+            .and_then(|()| replace_private(path, data))
+            .map_err(|error| OrderError::Keep(StateError::Write(error)))
     }
 }

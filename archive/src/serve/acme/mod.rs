@@ -140,17 +140,14 @@ impl Acme {
             let result = ordered.await.unwrap_or(Err(OrderError::Deadline(DEADLINE)));
             *lock(&self.answers) = Answers::default();
             Metrics::add(&metrics.orders, 1);
-            let pause = match &result {
-                Ok(()) => {
-                    failures = 0;
-                    tls.refresh();
-                    Duration::from_secs(self.due().saturating_sub(seconds())).max(AT_LEAST)
-                }
-                Err(_) => {
-                    failures += 1;
-                    Metrics::add(&metrics.orders_failed, 1);
-                    back_off(failures, client.retry_after())
-                }
+            let pause = if let Ok(()) = &result {
+                failures = 0;
+                tls.refresh();
+                Duration::from_secs(self.due().saturating_sub(seconds())).max(AT_LEAST)
+            } else {
+                failures += 1;
+                Metrics::add(&metrics.orders_failed, 1);
+                back_off(failures, client.retry_after())
             };
             *lock(&self.failure) = result.err().map(|error| told(&error));
             let next = seconds() + pause.as_secs();
@@ -295,7 +292,7 @@ mod tests {
         one.keep
             .write_certificate(&pem(&["a.example"], (2000, 2003)))
             .unwrap();
-        let years = |count| count * 86_400 * 365;
+        let years = |count: u64| count * 86_400 * 365;
         assert!((years(31)..years(33)).contains(&one.due()), "2002");
         let two = acme(directory.path(), &["a.example", "b.example"]);
         assert_eq!(two.due(), 0, "the new name is missing");
