@@ -354,6 +354,14 @@ impl Database {
 
     /// Forgets removed snapshots.
     pub(crate) async fn forget(&self, ids: &[SnapshotId]) -> Result<(), Error> {
+        match self.try_forget(ids).await {
+            // Put aside, with the rows that were to go: what they told of is removed already, and that went well.
+            Err(Error::Database { source, .. }) if is_damaged(&source) => Ok(()),
+            done => done,
+        }
+    }
+
+    async fn try_forget(&self, ids: &[SnapshotId]) -> Result<(), Error> {
         let list = id_list(ids);
         let mut connection = self.connection.lock().await;
         let mut transaction = connection.begin().await.map_err(|e| self.fail(e))?;

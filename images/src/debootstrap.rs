@@ -52,6 +52,17 @@ const LEFTOVERS: [(&str, What); 17] = [
     ("tmp", What::Content),
 ];
 
+/// Shows the host's devices in the tree that is the first argument, and goes on as the others say. In a user namespace nobody may make any;
+/// debootstrap makes only those that are not there (1.0.128 functions, mknod_if_needed). They are gone with the mount namespace.
+const WITH_DEVICES: &str = r#"set -e
+target=$1; shift
+mkdir -p "$target/dev"
+for name in null zero full random urandom tty; do
+  : >> "$target/dev/$name"
+  mount --bind "/dev/$name" "$target/dev/$name"
+done
+exec "$@""#;
+
 #[derive(Clone, Copy)]
 enum What {
     Itself,
@@ -98,16 +109,19 @@ pub(crate) fn debootstrap(
     let mut command = Command::new(setpriv);
     // If this thread dies, unshare is killed; if unshare dies, the first process of the namespace is, and with it all others.
     command.args(["--pdeathsig", "KILL", "--"]).arg(unshare);
-    command
-        .args([
-            "--mount",
-            "--pid",
-            "--ipc",
-            "--fork",
-            "--kill-child=KILL",
-            "--",
-        ])
-        .arg(program);
+    command.args([
+        "--mount",
+        "--pid",
+        "--ipc",
+        "--fork",
+        "--kill-child=KILL",
+        "--",
+    ]);
+    if mapping.is_some() {
+        let script = ["-c", WITH_DEVICES, "sh"];
+        command.arg("/bin/sh").args(script).arg(target);
+    }
+    command.arg(program);
     command
         .arg("--variant=minbase")
         .arg(format!("--arch={}", debian_name(architecture)));
@@ -130,7 +144,7 @@ pub(crate) fn debootstrap(
         .env("HOME", "/root")
         .env("TMPDIR", "/tmp");
     if mapping.is_some() {
-        // It does not count on device nodes then, but mounts the host's: debootstrap 1.0.128 functions, setup_devices.
+        // It does not try then whether device nodes can be made: debootstrap 1.0.128 functions, check_sane_mount.
         command.env("container", "lxc");
     }
     command.envs(environment(&settings, &tools.proxies));

@@ -25,6 +25,8 @@ pub(super) struct Disk {
     users: Option<Users>,
     /// A docker daemon that has its data here.
     daemon: Option<Daemon>,
+    /// The disk that the image is on, where that has to be copied at once.
+    outer: Option<Box<Disk>>,
 }
 
 /// The smallest that the tools make and that holds a store with a few builds.
@@ -64,6 +66,7 @@ impl Disk {
                 pool,
                 users: None,
                 daemon: None,
+                outer: None,
             });
         }
         // Sparse: it takes only what is written to it.
@@ -88,8 +91,28 @@ impl Disk {
             pool: None,
             users: None,
             daemon: None,
+            outer: None,
         };
         disk.mount()?;
+        Ok(disk)
+    }
+
+    /// Makes one that can be cut off, in `directory`.
+    ///
+    /// btrfs has no call for that. Its image lies on an XFS, which can copy a file in a moment while it is written to: the copy
+    /// is the disk as a power cut leaves it.
+    pub(super) fn create_fragile(
+        directory: &Path,
+        name: &str,
+        kind: &'static str,
+        bytes: u64,
+    ) -> Result<Self> {
+        if kind != "btrfs" {
+            return Self::create(directory, name, kind, bytes);
+        }
+        let outer = Self::create(directory, &format!("{name}-below"), "xfs", 4 * bytes)?;
+        let mut disk = Self::create(outer.path(), name, kind, bytes)?;
+        disk.outer = Some(Box::new(outer));
         Ok(disk)
     }
 
@@ -159,7 +182,8 @@ impl Disk {
         };
         let home = format!("{}/{name}", pool.name());
         let gone = || !zfs(&["list", "-H", &home]).try_quietly();
-        for _ in 0..40 {
+        // A mount namespace that somebody made meanwhile has it mounted until it ends.
+        for _ in 0..300 {
             if gone() || zfs(&["destroy", "-R", "-f", &home]).try_quietly() {
                 return Ok(());
             }
@@ -222,6 +246,10 @@ impl Disk {
             if let Some(guard) = self.guard.take() {
                 guard.close()?;
             }
+            if self.copy().exists() {
+                // What the unmounting has written never happened.
+                fs_err::rename(self.copy(), &self.image)?;
+            }
             self.mount()?;
             let probe = self.point.join("probe");
             if fs_err::write(&probe, "").is_ok() {
@@ -236,12 +264,21 @@ impl Disk {
     /// Forgets everything that is not on the disk yet and answers all calls with errors, as when the power or the cable goes.
     /// Returns `false` where the file system does not know how to.
     pub(super) fn cut_off(&self) -> bool {
+        if self.outer.is_some() {
+            let copy = Cmd::new("cp").arg("--reflink=always").arg(&self.image);
+            return copy.arg(self.copy()).quiet().try_quietly();
+        }
         // xfs_io(8), `shutdown`: without -f the log is not written out. ext4 has the same ioctl.
         Cmd::new("xfs_io")
             .args(["-x", "-c", "shutdown"])
             .arg(&self.point)
             .quiet()
             .try_quietly()
+    }
+
+    /// Returns where the copy of the image is.
+    fn copy(&self) -> PathBuf {
+        self.image.with_extension("cut")
     }
 
     /// Makes it read-only, or writable again. Returns `false` if it is busy being written to.
@@ -302,7 +339,7 @@ impl Disk {
         // zfs removes the mount point itself.
         match fs_err::remove_dir(&self.point) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
+            _ => self.outer.take().map_or(Ok(()), |outer| outer.close()),
         }
     }
 }

@@ -240,7 +240,12 @@ fn one(
     }
     let bytes = disk::small_bytes(store);
     let name = format!("small-{seed}");
-    let mut small = Disk::create(directory, &name, store.file_system, bytes)?;
+    let create = if fault.cuts {
+        Disk::create_fragile
+    } else {
+        Disk::create
+    };
+    let mut small = create(directory, &name, store.file_system, bytes)?;
     if sandbox == "user" {
         small.with_users("obs")?;
     }

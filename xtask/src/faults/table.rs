@@ -58,6 +58,8 @@ pub(super) struct Fault {
     pub(super) few: u64,
     /// Whether each run wants a small disk of its own.
     pub(super) small: bool,
+    /// Whether the disk has to be one that can be cut off.
+    pub(super) cuts: bool,
     /// Whether the images of a docker store are to be on that disk as well.
     pub(super) images_too: bool,
     /// Says why it cannot be tried, if so.
@@ -72,6 +74,7 @@ impl Fault {
             count: 100,
             few: 1,
             small: false,
+            cuts: false,
             images_too: false,
             lacks: |_, _| None,
             run,
@@ -110,9 +113,10 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         small: true,
+        cuts: true,
         images_too: true,
         lacks: |store, _| {
-            let able = ["ext4", "xfs"].contains(&store.file_system);
+            let able = ["btrfs", "ext4", "xfs"].contains(&store.file_system);
             (!able).then(|| format!("{} cannot be cut off", store.file_system))
         },
         ..Fault::new("power-cut", full::power_cut)
