@@ -4,9 +4,9 @@
 mod archive;
 
 pub(crate) use archive::{
-    Archive, ArchiveCheck, ArchiveCommand, ArchiveDeploy, ArchiveGc, ArchiveImage,
+    AcmeChallenge, Archive, ArchiveCheck, ArchiveCommand, ArchiveDeploy, ArchiveGc, ArchiveImage,
     ArchiveImageOptions, ArchiveImport, ArchiveIndex, ArchiveServe, ArchiveStatus, ArchiveSync,
-    ArchiveVerify, LogFormat,
+    ArchiveVerify, IndexKind, LogFormat,
 };
 
 use crate::outputs::parse_compression;
@@ -38,7 +38,7 @@ pub(crate) struct Cli {
 }
 
 /// Options of every command.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
     /// Where results are kept: overlay:PATH, btrfs:PATH, zfs:POOL/DATASET, xfs:PATH, rsync:PATH or docker:PATH [default: the best that the data directory allows]
     #[arg(long, global = true, value_name = "KIND:PATH", env = "OBUILD_STORE")]
@@ -130,7 +130,7 @@ pub(crate) enum Command {
     /// Build a spec twice from its bases, in different circumstances, and show what differs
     #[command(
         after_help = "Exit status: 0 both builds gave the same, 1 they differ (or failed).\n\n\
-The second build comes later, on one processor, and runs one step at a time. Modification times count only after SOURCE_DATE_EPOCH was set, as in images."
+The second build comes later, on one processor, runs one step at a time, with empty caches, and in memory, where directories give their names in another order. Modification times count only after SOURCE_DATE_EPOCH was set, as in images."
     )]
     Verify(Verify),
     /// Remove steps from the store
@@ -152,7 +152,7 @@ The second build comes later, on one processor, and runs one step at a time. Mod
 }
 
 /// How steps are run.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct SandboxOptions {
     /// How steps are isolated [default: native]
     #[arg(long, value_name = "KIND", env = "OBUILD_SANDBOX")]
@@ -490,13 +490,13 @@ pub(crate) struct Shell {
     /// Give it the host's network
     #[arg(long)]
     pub(crate) network_host: bool,
-    /// Run as this user: a name, or `uid:gid`
-    #[arg(short, long, value_name = "USER", default_value = "0:0")]
-    pub(crate) user: String,
-    /// Start in this directory
-    #[arg(short, long, value_name = "DIR", default_value = "/")]
-    pub(crate) workdir: std::ffi::OsString,
-    /// Set a variable
+    /// Run as this user: a name, or `uid:gid` [default: the step's]
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Start in this directory [default: the step's]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<std::ffi::OsString>,
+    /// Set a variable, besides the step's
     #[arg(short, long = "env", value_name = "NAME=VALUE")]
     pub(crate) env: Vec<std::ffi::OsString>,
 }
@@ -531,6 +531,9 @@ pub(crate) struct Push {
 /// `obuild verify`.
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
+    /// Where the second build's results go, on another kind of file system than the first's [default: into memory, and away at the end]
+    #[arg(long, value_name = "KIND:PATH")]
+    pub(crate) second_store: Option<String>,
     #[command(flatten)]
     pub(crate) build: Run,
 }
@@ -562,8 +565,15 @@ pub(crate) struct Diff {
 SOURCE_DATE_EPOCH, or else that of the build."
 )]
 pub(crate) struct Sbom {
-    /// A step's id, or its beginning
-    pub(crate) id: String,
+    /// A step's id, or its beginning; or an image, as in (from IMAGE), which is fetched if it is not here
+    #[arg(value_name = "ID|IMAGE")]
+    pub(crate) what: String,
+    /// When to ask the registry what an image's tag means
+    #[arg(long = "pull", value_name = "WHEN", default_value = "missing")]
+    pub(crate) when: PullWhen,
+    /// Of an image for several platforms, take the one for this [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = parse_platform)]
+    pub(crate) platform: Option<Platform>,
     /// The document's format
     #[arg(long, value_name = "FORMAT", default_value = "spdx")]
     pub(crate) format: SbomFormat,

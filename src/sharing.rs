@@ -112,12 +112,15 @@ impl Sharing {
         engine: &Arc<Engine>,
         client: &Arc<Client>,
         result: &BuildResult,
+        imports: &[Arc<CacheImport>],
         quiet: bool,
         cancel: &CancellationToken,
     ) -> Result<()> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         for (place, mode) in &self.to {
-            let export = engine.export_cache(result, *mode, threads, cancel).await?;
+            let export = engine
+                .export_cache(result, *mode, imports, threads, cancel)
+                .await?;
             let steps = export.steps();
             let (client, token, to) = (Arc::clone(client), cancel.clone(), place.clone());
             let report = tokio::task::spawn_blocking(move || {

@@ -9,10 +9,12 @@ pub mod check;
 pub mod fetch;
 pub mod image;
 pub mod index;
+mod replace;
 pub mod repository;
 pub mod serve;
 pub mod state;
 pub mod sync;
+mod tar;
 
 pub use obuild_opam as opam;
 pub use opam::{Algorithm, BadChecksum, Checksum};

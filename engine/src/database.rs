@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Mutex;
 
 /// The schema's version, in `PRAGMA user_version`.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// How long to wait for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,7 +29,8 @@ CREATE TABLE IF NOT EXISTS steps(
   created INTEGER NOT NULL,      -- milliseconds since 1970
   used INTEGER NOT NULL,
   duration INTEGER NOT NULL,     -- milliseconds
-  size INTEGER                   -- bytes beyond the parent; null until somebody asks
+  size INTEGER,                  -- bytes beyond the parent; null until somebody asks
+  config TEXT                    -- of what ran a command: its surroundings, as an image's configuration in JSON
 ) STRICT;
 CREATE INDEX IF NOT EXISTS steps_used ON steps(used);
 CREATE TABLE IF NOT EXISTS overrides(
@@ -53,8 +54,10 @@ CREATE TABLE IF NOT EXISTS digests(
   log BLOB NOT NULL,             -- the SHA-256 of its log, empty if there was none,
   recorded INTEGER NOT NULL      -- and when that was, in milliseconds since 1970
 ) STRICT;
-PRAGMA user_version = 2;
 ";
+
+/// What version 2 lacked.
+const ADD_CONFIG: &str = "ALTER TABLE steps ADD COLUMN config TEXT";
 
 /// The database of one store.
 #[derive(Debug)]
@@ -144,10 +147,7 @@ impl Database {
             });
         }
         if found < VERSION {
-            sqlx::raw_sql(SCHEMA)
-                .execute(&mut connection)
-                .await
-                .map_err(fail)?;
+            Self::migrate(&mut connection).await.map_err(fail)?;
         }
         Ok(Self {
             path: path.to_owned(),
@@ -157,6 +157,25 @@ impl Database {
             }),
             connection: Mutex::new(connection),
         })
+    }
+
+    /// Makes what is not there, in one transaction: another process may be at it too.
+    async fn migrate(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await?;
+        let columns =
+            sqlx::query("SELECT COUNT(*) FROM pragma_table_info('steps') WHERE name = 'config'")
+                .fetch_one(&mut *transaction)
+                .await?;
+        if columns.try_get::<i64, _>(0)? == 0 {
+            sqlx::raw_sql(ADD_CONFIG).execute(&mut *transaction).await?;
+        }
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "PRAGMA user_version = {VERSION}"
+        )))
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await
     }
 
     /// Begins an empty file, after the old one was put aside. Returns where that is.
@@ -210,8 +229,8 @@ impl Database {
             .map_err(|e| self.fail(e))?;
         for step in steps {
             sqlx::query(
-                "INSERT OR REPLACE INTO steps(id, step, parent, kind, heading, created, used, duration) \
-                 VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO steps(id, step, parent, kind, heading, created, used, duration, config) \
+                 VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )
             .bind(step.id.to_string())
             .bind(step.step.to_string())
@@ -221,6 +240,7 @@ impl Database {
             .bind(milliseconds(step.created))
             .bind(milliseconds(step.used))
             .bind(int(step.duration.as_millis()))
+            .bind(&step.config)
             .execute(&mut *transaction)
             .await
             .map_err(|e| self.fail(e))?;
@@ -239,7 +259,7 @@ impl Database {
     /// Returns every recorded step by its snapshot.
     pub(crate) async fn steps(&self) -> Result<HashMap<SnapshotId, StepRecord>, Error> {
         let rows = sqlx::query(
-            "SELECT id, step, parent, kind, heading, created, used, duration, size FROM steps",
+            "SELECT id, step, parent, kind, heading, created, used, duration, size, config FROM steps",
         )
         .fetch_all(&mut *self.connection.lock().await)
         .await
@@ -272,6 +292,7 @@ impl Database {
                 size_bytes: row
                     .try_get::<Option<i64>, _>(8)?
                     .and_then(|size| u64::try_from(size).ok()),
+                config: row.try_get(9)?,
             })
         };
         get().map_err(|e| self.fail(e))
@@ -299,6 +320,23 @@ impl Database {
         Ok(headings)
     }
 
+    /// Returns what the command saw around it that made this snapshot, or the last before it in its chain, as far as that is recorded.
+    pub(crate) async fn config(&self, id: SnapshotId) -> Result<Option<String>, Error> {
+        let row = sqlx::query(
+            "WITH RECURSIVE chain(id, parent, config, depth) AS (\
+             SELECT id, parent, config, 0 FROM steps WHERE id = ? UNION ALL \
+             SELECT steps.id, steps.parent, steps.config, depth + 1 FROM steps, chain \
+             WHERE steps.id = chain.parent AND chain.config IS NULL AND depth < 100000) \
+             SELECT config FROM chain WHERE config IS NOT NULL",
+        )
+        .bind(id.to_string())
+        .fetch_optional(&mut *self.connection.lock().await)
+        .await
+        .map_err(|e| self.fail(e))?;
+        row.map(|row| row.try_get(0).map_err(|e| self.fail(e)))
+            .transpose()
+    }
+
     /// Remembers the sizes of snapshots.
     pub(crate) async fn set_sizes(&self, sizes: &[(SnapshotId, u64)]) -> Result<(), Error> {
         let mut connection = self.connection.lock().await;
@@ -316,6 +354,14 @@ impl Database {
 
     /// Forgets removed snapshots.
     pub(crate) async fn forget(&self, ids: &[SnapshotId]) -> Result<(), Error> {
+        match self.try_forget(ids).await {
+            // Put aside, with the rows that were to go: what they told of is removed already, and that went well.
+            Err(Error::Database { source, .. }) if is_damaged(&source) => Ok(()),
+            done => done,
+        }
+    }
+
+    async fn try_forget(&self, ids: &[SnapshotId]) -> Result<(), Error> {
         let list = id_list(ids);
         let mut connection = self.connection.lock().await;
         let mut transaction = connection.begin().await.map_err(|e| self.fail(e))?;
@@ -470,4 +516,42 @@ pub(crate) fn is_damaged(error: &sqlx::Error) -> bool {
 fn code(error: &sqlx::Error) -> Option<u32> {
     let code = error.as_database_error()?.code()?;
     code.parse::<u32>().ok().map(|code| code & 0xff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_older_file_gets_what_it_lacks() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("obuild.db");
+        let mut old = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .connect()
+            .await
+            .unwrap();
+        let id = "ab".repeat(32);
+        // As version 2 made it.
+        let made = format!(
+            "CREATE TABLE steps(id TEXT PRIMARY KEY, step TEXT NOT NULL, parent TEXT, kind TEXT NOT NULL, heading TEXT NOT NULL, \
+             created INTEGER NOT NULL, used INTEGER NOT NULL, duration INTEGER NOT NULL, size INTEGER) STRICT; \
+             INSERT INTO steps VALUES('{id}', '{id}', NULL, 'run', 'a step', 1, 2, 3, NULL); PRAGMA user_version = 2;"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(made))
+            .execute(&mut old)
+            .await
+            .unwrap();
+        old.close().await.unwrap();
+        // The second time there is nothing to do.
+        for _ in 0..2 {
+            let database = Database::open(&path).await.unwrap();
+            let steps = database.steps().await.unwrap();
+            assert_eq!(steps.len(), 1);
+            assert_eq!(steps.values().next().unwrap().heading, "a step");
+            assert_eq!(database.config(id.parse().unwrap()).await.unwrap(), None);
+            assert_eq!(database.aside(), None);
+        }
+    }
 }

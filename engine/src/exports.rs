@@ -3,7 +3,7 @@
 
 use crate::{BuildResult, Engine, Error, ResultStep, StepRecord, blocking, ids};
 use obuild_images::{
-    CacheExport, Digest, SharedCopy, SharedLayer, SharedStep, layer, shared_layers,
+    CacheExport, CacheImport, Digest, SharedCopy, SharedLayer, SharedStep, layer, shared_layers,
 };
 use obuild_stores::SnapshotId;
 use std::collections::HashMap;
@@ -20,11 +20,13 @@ pub enum ExportMode {
 }
 
 impl Engine {
-    /// Puts a build's results together for a cache. Layers that were made before are not made again.
+    /// Puts a build's results together for a cache. Layers that were made before are not made again. What the build did not have to fetch of
+    /// `imports`, because something upon it was there, is passed on as they have it.
     pub async fn export_cache(
         self: &Arc<Self>,
         result: &BuildResult,
         mode: ExportMode,
+        imports: &[Arc<CacheImport>],
         threads: usize,
         cancel: &CancellationToken,
     ) -> Result<CacheExport, Error> {
@@ -33,11 +35,22 @@ impl Engine {
         let mut copies = Vec::new();
         for (step, source, request) in result.steps.iter().filter_map(|step| step.copies) {
             let files = self.database().await?.tree_digest(source, request).await?;
-            copies.extend(files.map(|files| SharedCopy {
-                source: ids::snapshot(step),
-                request: Digest::from_bytes(request),
-                files: Digest::from_bytes(files),
-            }));
+            let (source, request) = (ids::snapshot(step), Digest::from_bytes(request));
+            let told = || {
+                imports
+                    .iter()
+                    .find_map(|cache| cache.copied(source, request))
+            };
+            copies.extend(
+                files
+                    .map(Digest::from_bytes)
+                    .or_else(told)
+                    .map(|files| SharedCopy {
+                        source,
+                        request,
+                        files,
+                    }),
+            );
         }
         let trees: HashMap<SnapshotId, [u8; 32]> = trees
             .into_iter()
@@ -45,6 +58,7 @@ impl Engine {
             .collect();
         let steps = result.steps.clone();
         let target = result.snapshot;
+        let imports = imports.to_vec();
         let (engine, cancel) = (Arc::clone(self), cancel.clone());
         blocking(move || {
             let chosen = choose(&engine, &steps, target, mode)?;
@@ -63,12 +77,28 @@ impl Engine {
                 };
                 shared.add(&mut export, step, &steps[parent], snapshot)?;
             }
+            if mode == ExportMode::Max {
+                carry(&mut export, &steps, &imports);
+            }
             for copy in copies {
                 export.add_copy(copy);
             }
             Ok(export)
         })
         .await
+    }
+}
+
+/// Passes steps on that are not here, each upon its parent.
+fn carry(export: &mut CacheExport, steps: &[ResultStep], imports: &[Arc<CacheImport>]) {
+    for step in steps {
+        let Some(parent) = step.parent.map(|place| ids::snapshot(steps[place].step)) else {
+            continue;
+        };
+        let id = ids::snapshot(step.step);
+        imports
+            .iter()
+            .any(|cache| export.carry_step(cache, id, parent));
     }
 }
 

@@ -201,6 +201,7 @@ impl Fetch {
             used: SystemTime::now(),
             duration,
             size_bytes: None,
+            config: None,
         };
         engine
             .finished

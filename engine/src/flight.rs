@@ -206,6 +206,10 @@ async fn fly(engine: &Arc<Engine>, mut job: Job, flight: &Arc<Flight>) -> Result
                 used: created,
                 duration: took,
                 size_bytes: None,
+                config: match &job.work {
+                    Work::Run { run, .. } => crate::images::config_around(run),
+                    _ => None,
+                },
             };
             worker
                 .finished

@@ -2,11 +2,12 @@
 //! Images made of results: their configuration is noted when they are built, so that they can be made at any time later.
 
 use crate::{Engine, Error, blocking};
+use bstr::BString;
 use obuild_images::{Image, ImageConfig, ImageRequest, LayerOptions, Resolved};
-use obuild_specs::{NodeIndex, Operation, Plan, User};
+use obuild_specs::{NodeIndex, Operation, Plan, Run, User};
 use obuild_stores::SnapshotId;
 use std::collections::{BTreeMap, HashMap};
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -26,13 +27,23 @@ pub struct ImageSettings {
 
 impl Engine {
     /// Returns what a build that had this result said of processes: its last environment, user and working directory, and what its base image has besides.
-    /// Of a result whose build said nothing, the default.
-    pub fn image_config(&self, id: SnapshotId) -> Result<ImageConfig, Error> {
+    /// Of a result in the middle of a build, or of a step that failed, what the last command saw; of one that nothing is known of, the default.
+    pub async fn image_config(&self, id: SnapshotId) -> Result<ImageConfig, Error> {
+        if let Some(config) = self.remembered_config(id)? {
+            return Ok(config);
+        }
+        let config = self.database().await?.config(id).await?;
+        Ok(config
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or_default())
+    }
+
+    fn remembered_config(&self, id: SnapshotId) -> Result<Option<ImageConfig>, Error> {
         let path = self.config_path(id);
         match fs_err::read(&path) {
             // What a crash has damaged comes back with the next build.
-            Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(ImageConfig::default()),
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(Error::Io {
                 action: "read",
                 path,
@@ -56,22 +67,19 @@ impl Engine {
             obuild_images::remember_base(self.store(), base).map_err(Error::Image)?;
         }
         let path = self.config_path(id);
-        if self.image_config(id)? == *config && path.exists() {
+        if self.remembered_config(id)?.as_ref() == Some(config) {
             return Ok(());
         }
-        let write = || {
-            if let Some(directory) = path.parent() {
-                fs_err::create_dir_all(directory)?;
-            }
-            let unfinished = path.with_extension(std::process::id().to_string());
-            fs_err::write(&unfinished, serde_json::to_vec(config)?)?;
-            fs_err::rename(&unfinished, &path)
-        };
-        write().map_err(|source| Error::Io {
+        let failed = |source| Error::Io {
             action: "write",
             path: path.clone(),
             source,
-        })
+        };
+        if let Some(directory) = path.parent() {
+            fs_err::create_dir_all(directory).map_err(failed)?;
+        }
+        let text = serde_json::to_vec(config).map_err(|error| failed(error.into()))?;
+        obuild_images::replace(&path, failed, |file| file.write_all(&text).map_err(failed))
     }
 
     /// Forgets layers and configurations of results that are gone.
@@ -152,13 +160,28 @@ pub(crate) fn config_of(plan: &Plan, bases: &HashMap<String, Arc<Resolved>>) -> 
     };
     config.env.clone_from(&last.env);
     config.workdir.clone_from(&last.workdir);
-    config.user = match &last.user {
-        // As images say it: nothing is root.
-        User::Ids { uid: 0, gid: 0 } => Vec::new().into(),
+    config.user = user(&last.user);
+    config
+}
+
+/// Returns what a command sees around it, for the database.
+pub(crate) fn config_around(run: &Run) -> Option<String> {
+    let config = ImageConfig {
+        env: run.env.clone(),
+        workdir: run.workdir.clone(),
+        user: user(&run.user),
+        ..ImageConfig::default()
+    };
+    serde_json::to_string(&config).ok()
+}
+
+/// As images say it: nothing is root.
+fn user(user: &User) -> BString {
+    match user {
+        User::Ids { uid: 0, gid: 0 } => BString::default(),
         User::Ids { uid, gid } => format!("{uid}:{gid}").into(),
         User::Name(name) => name.clone(),
-    };
-    config
+    }
 }
 
 fn base_of(plan: &Plan, mut node: NodeIndex) -> Option<&str> {

@@ -104,6 +104,8 @@ pub struct StepRecord {
     pub duration: Duration,
     /// What it holds beyond its parent, if somebody has asked before.
     pub size_bytes: Option<u64>,
+    /// What a command saw around it, as an [`ImageConfig`](obuild_images::ImageConfig) in JSON; nothing where none ran.
+    pub config: Option<String>,
 }
 
 impl Engine {

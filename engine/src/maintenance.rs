@@ -65,6 +65,7 @@ impl Engine {
             .into_iter()
             .map(|(id, parent)| {
                 let mut record = known.remove(&id).unwrap_or_else(|| StepRecord {
+                    config: None,
                     id,
                     step: StepId::from_digest(*id.as_bytes()),
                     parent,

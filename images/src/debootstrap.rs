@@ -52,6 +52,17 @@ const LEFTOVERS: [(&str, What); 17] = [
     ("tmp", What::Content),
 ];
 
+/// Shows the host's devices in the tree that is the first argument, and goes on as the others say. In a user namespace nobody may make any;
+/// debootstrap makes only those that are not there (1.0.128 functions, mknod_if_needed). They are gone with the mount namespace.
+const WITH_DEVICES: &str = r#"set -e
+target=$1; shift
+mkdir -p "$target/dev"
+for name in null zero full random urandom tty; do
+  : >> "$target/dev/$name"
+  mount --bind "/dev/$name" "$target/dev/$name"
+done
+exec "$@""#;
+
 #[derive(Clone, Copy)]
 enum What {
     Itself,
@@ -85,14 +96,10 @@ pub(crate) fn debootstrap(
             std::io::Error::from(Errno::ACCESS),
         ));
     }
-    if obuild_rootless::current().is_some() {
-        return Err(Error::Debootstrap {
+    let mapping = obuild_rootless::current();
+    if mapping.is_some_and(obuild_rootless::Mapping::is_single) {
+        return Err(Error::DebootstrapIds {
             suite: suite.to_owned(),
-            status: "not started".into(),
-            last_lines: vec![
-                "it makes device nodes, which only the host's root may: run obuild as root, or use another base"
-                    .into(),
-            ],
         });
     }
     let sources = read_sources(&tools.apt)?;
@@ -102,16 +109,19 @@ pub(crate) fn debootstrap(
     let mut command = Command::new(setpriv);
     // If this thread dies, unshare is killed; if unshare dies, the first process of the namespace is, and with it all others.
     command.args(["--pdeathsig", "KILL", "--"]).arg(unshare);
-    command
-        .args([
-            "--mount",
-            "--pid",
-            "--ipc",
-            "--fork",
-            "--kill-child=KILL",
-            "--",
-        ])
-        .arg(program);
+    command.args([
+        "--mount",
+        "--pid",
+        "--ipc",
+        "--fork",
+        "--kill-child=KILL",
+        "--",
+    ]);
+    if mapping.is_some() {
+        let script = ["-c", WITH_DEVICES, "sh"];
+        command.arg("/bin/sh").args(script).arg(target);
+    }
+    command.arg(program);
     command
         .arg("--variant=minbase")
         .arg(format!("--arch={}", debian_name(architecture)));
@@ -133,6 +143,10 @@ pub(crate) fn debootstrap(
         .env("LC_ALL", "C")
         .env("HOME", "/root")
         .env("TMPDIR", "/tmp");
+    if mapping.is_some() {
+        // It does not try then whether device nodes can be made: debootstrap 1.0.128 functions, check_sane_mount.
+        command.env("container", "lxc");
+    }
     command.envs(environment(&settings, &tools.proxies));
 
     line(announce(suite, mirror).as_bytes());

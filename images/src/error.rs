@@ -163,6 +163,14 @@ pub enum Error {
         /// The end of its output, without credentials.
         last_lines: Vec<String>,
     },
+    /// debootstrap gives files to more users than there are ids for.
+    #[error(
+        "debootstrap {suite} needs more user ids than your own, which is all that there is here"
+    )]
+    DebootstrapIds {
+        /// The suite.
+        suite: String,
+    },
     /// The image's configuration has an environment variable without a value.
     #[error("invalid environment in {}: {entry:?} should be 'K=V'", path.display())]
     BadEnvironment {
@@ -243,6 +251,7 @@ impl Error {
             | Self::Io { .. }
             | Self::MissingProgram { .. }
             | Self::Debootstrap { .. }
+            | Self::DebootstrapIds { .. }
             | Self::Tree { .. }
             | Self::Layer { .. }
             | Self::Store(_) => ErrorKind::Host,
@@ -271,6 +280,9 @@ impl Error {
             Self::MissingProgram { package, .. } => format!("install it, for example with `apt-get install {package}`"),
             Self::Debootstrap { .. } => {
                 "see the step's log; the suite's name, the mirror of /etc/apt and the network are the usual causes".into()
+            }
+            Self::DebootstrapIds { .. } => {
+                "install newuidmap (Debian: package uidmap) and give yourself ranges in /etc/subuid and /etc/subgid; or build once as root, or use another base".into()
             }
             Self::Unpack { source, .. } => return io_hint(source.io()?),
             Self::Io { source, .. } | Self::Store(obuild_stores::Error::Io { source, .. }) => return io_hint(source),

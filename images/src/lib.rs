@@ -7,6 +7,7 @@
 mod apt;
 mod architecture;
 pub mod attest;
+mod beside;
 mod config;
 mod debootstrap;
 mod digest;
@@ -34,10 +35,11 @@ pub mod tree;
 mod unpack;
 
 pub use architecture::host_architecture;
+pub use beside::replace;
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::{Error, ErrorKind};
-pub use image::{ArchiveFormat, Image, ImageLayer, ImageRequest, remember_base};
+pub use image::{ArchiveFormat, Image, ImageLayer, ImageRequest, StackedImage, remember_base};
 pub use import::{Progress, import};
 pub use layer::{Aspect, Difference, Member, Piece, differences};
 pub use layer::{

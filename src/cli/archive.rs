@@ -4,6 +4,7 @@
 use super::{Format, ProgressKind};
 use crate::values::{parse_duration, parse_size};
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use obuild_archive::serve::{Authority, HostName};
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,6 +39,25 @@ pub(crate) enum ArchiveCommand {
     Image(ArchiveImage),
     /// From merge to live: sync, make the image, push it, run a command
     Deploy(ArchiveDeploy),
+}
+
+/// How a command shows how far it is, and reports.
+#[derive(Debug, Args)]
+pub(crate) struct Reporting {
+    /// How to show what is going on
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) progress: ProgressKind,
+    /// How to report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// How many files a command reads at once.
+#[derive(Debug, Args)]
+pub(crate) struct Readers {
+    /// How many files are read at once [default: one a processor]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) jobs: Option<u32>,
 }
 
 /// `obuild archive check`.
@@ -122,12 +142,8 @@ pub(crate) struct ArchiveSync {
     /// Fail when another process works on the archive, and do not wait for it
     #[arg(long)]
     pub(crate) no_wait: bool,
-    /// How to show what is going on
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) progress: ProgressKind,
-    /// How to report
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) output: Reporting,
 }
 
 /// `obuild archive status`.
@@ -154,15 +170,10 @@ pub(crate) struct ArchiveVerify {
     /// The directory of the archive
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) directory: PathBuf,
-    /// How many archives are read at once [default: one a processor]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub(crate) jobs: Option<u32>,
-    /// How to show what is going on
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) progress: ProgressKind,
-    /// How to report
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) readers: Readers,
+    #[command(flatten)]
+    pub(crate) output: Reporting,
 }
 
 /// `obuild archive gc`.
@@ -201,15 +212,10 @@ pub(crate) struct ArchiveImport {
     /// Never share files with the source, not even by hard links
     #[arg(long)]
     pub(crate) copy: bool,
-    /// How many files are read at once [default: one a processor]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub(crate) jobs: Option<u32>,
-    /// How to show what is going on
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) progress: ProgressKind,
-    /// How to report
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) readers: Readers,
+    #[command(flatten)]
+    pub(crate) output: Reporting,
 }
 
 /// `obuild archive serve`.
@@ -226,14 +232,39 @@ pub(crate) struct ArchiveServe {
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address)]
     pub(crate) listen: Vec<SocketAddr>,
     /// Listen here, with TLS
-    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address, requires = "tls_certificate")]
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address, requires = "certificates")]
     pub(crate) listen_tls: Vec<SocketAddr>,
     /// The certificate and its chain, in PEM; read again when it changes
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_key")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_key", group = "certificates")]
     pub(crate) tls_certificate: Option<PathBuf>,
     /// The certificate's key, in PEM
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_certificate")]
     pub(crate) tls_key: Option<PathBuf>,
+    /// Order a certificate for this name of the server by ACME, and renew it; may be given more than once
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "acme_agree_terms",
+        group = "certificates"
+    )]
+    pub(crate) acme: Vec<HostName>,
+    /// Agree to the terms of service of the certificate authority
+    #[arg(long, requires = "acme")]
+    pub(crate) acme_agree_terms: bool,
+    /// The authority's directory
+    #[arg(
+        long,
+        value_name = "URL",
+        value_hint = ValueHint::Url,
+        default_value = "https://acme-v02.api.letsencrypt.org/directory"
+    )]
+    pub(crate) acme_directory: Authority,
+    /// A mail address that the authority can write to; may be given more than once
+    #[arg(long, value_name = "ADDRESS", value_hint = ValueHint::EmailAddress, requires = "acme")]
+    pub(crate) acme_contact: Vec<String>,
+    /// How it is proved that the names are this server's: at port 80 or at port 443 [default: http-01 if it listens without TLS, else tls-alpn-01]
+    #[arg(long, value_name = "CHALLENGE", requires = "acme")]
+    pub(crate) acme_challenge: Option<AcmeChallenge>,
     /// Let another server of the same user listen on the same addresses, so that a new one can begin before the old one ends
     #[arg(long)]
     pub(crate) reuse_port: bool,
@@ -279,6 +310,17 @@ pub(crate) struct ArchiveServe {
     /// The time that requests have to be finished when the server ends
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
     pub(crate) stop_timeout: Duration,
+}
+
+/// The proofs of ACME that the server can give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AcmeChallenge {
+    /// A file at port 80
+    #[value(name = "http-01")]
+    Http01,
+    /// A certificate at port 443
+    #[value(name = "tls-alpn-01")]
+    TlsAlpn01,
 }
 
 /// The formats of the access log.
@@ -373,12 +415,8 @@ pub(crate) struct ArchiveImage {
     /// Only tell what would be added, merged and pushed
     #[arg(short = 'n', long)]
     pub(crate) dry_run: bool,
-    /// How to report
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) format: Format,
-    /// How to show progress
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub(crate) progress: ProgressKind,
+    #[command(flatten)]
+    pub(crate) output: Reporting,
 }
 
 /// What goes into an image of an archive, and where it goes.
@@ -396,12 +434,26 @@ pub(crate) struct ArchiveImageOptions {
     /// Put this program at /usr/bin/obuild, and serve the archive with it when the image is run
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) program: Option<PathBuf>,
+    /// How the index is in the image; in parts, only those that changed are pushed, and `obuild archive serve` puts it together
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) index: IndexKind,
     /// A directory that never changes, for /srv/legacy
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) legacy: Option<PathBuf>,
     /// The pages of a site, for /srv/www
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) site: Option<PathBuf>,
+}
+
+/// How the index is in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IndexKind {
+    /// In parts if obuild serves it: with --program, or a base whose entry point is obuild
+    Auto,
+    /// In parts
+    Parts,
+    /// As one file, for any server
+    File,
 }
 
 /// `obuild archive deploy`.

@@ -19,7 +19,8 @@ pub(crate) fn run(global: &Global, options: &Diff) -> Result<()> {
     } else {
         Times::Latest(i64::MAX)
     };
-    let found = differences(engine.store(), one, other, times, &|| false)?;
+    let store = engine.store();
+    let found = differences((store, one), (store, other), times, &|| false)?;
     match options.format {
         Format::Text => print(found.iter().map(text).collect::<String>())?,
         Format::Json => print_json(&found.iter().map(json).collect())?,

@@ -2,7 +2,7 @@
 //! `obuild export ID --output …`: write a step's result as an image, or its tree.
 
 use super::run::{tools, watch_signals};
-use super::{open_engine, runtime};
+use super::{engine_with, runtime};
 use crate::attest::Attachments;
 use crate::cli::{Export, Global};
 use crate::config::Config;
@@ -18,14 +18,24 @@ pub(crate) fn run(global: &Global, options: &Export) -> Result<()> {
             .hint("obuild export ID --output type=oci,dest=FILE.tar, or --to dir:PATH")
             .into());
     }
+    let attach = Attachments::parse(&options.outputs.image, outputs.pushes(), false, false)?;
+    write(global, &options.id, outputs, attach)
+}
+
+/// Writes a step's result wherever it is wanted, with what is to be attached to what was pushed.
+pub(super) fn write(
+    global: &Global,
+    id: &str,
+    outputs: Outputs,
+    attach: Attachments,
+) -> Result<()> {
     let config = Config::read(global)?;
-    let engine = open_engine(global)?;
+    let engine = engine_with(global, &config)?;
     let client = tools(&config, engine.store()).registry;
     runtime()?.block_on(async {
         let cancel = CancellationToken::new();
         watch_signals(&cancel)?;
-        let id = engine.find(&options.id).await?;
-        let attach = Attachments::parse(&options.outputs.image, outputs.pushes(), false, false)?;
+        let id = engine.find(id).await?;
         let pushed = outputs.write(&engine, client.clone(), id, &cancel).await?;
         attach
             .attach(&engine, client, id, pushed, None, &cancel)

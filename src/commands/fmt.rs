@@ -45,17 +45,15 @@ pub(crate) fn run(global: &Global, options: &Fmt) -> Result<()> {
     }
 }
 
-/// Writes beside the file and renames, so that a full disk cannot lose it.
+/// Replaces the file as a whole, so that a full disk cannot lose it.
 fn replace(path: &Path, text: &[u8]) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let wrong = |error: std::io::Error| Failure::host(error.to_string());
+    let wrong =
+        |error: std::io::Error| Failure::host(format!("cannot write {}: {error}", path.display()));
     let permissions = fs_err::metadata(path).map_err(wrong)?.permissions();
-    let result = fs_err::write(&name, text)
-        .and_then(|()| fs_err::set_permissions(&name, permissions))
-        .and_then(|()| fs_err::rename(&name, path));
-    result.map_err(|error| {
-        let _ = fs_err::remove_file(&name);
-        wrong(error).into()
-    })
+    obuild_images::replace(path, wrong, |file| {
+        file.set_permissions(permissions)
+            .and_then(|()| file.write_all(text))
+            .map_err(wrong)
+    })?;
+    Ok(())
 }

@@ -142,17 +142,18 @@ pub(crate) fn open_sandbox(
                 state_dir: store.state_dir().join("sandbox"),
             })?),
             SandboxKind::User => {
-                check_trees(store)?;
                 let users = if options.build_users.is_empty() {
                     config.build_users.clone().unwrap_or_default()
                 } else {
                     options.build_users.clone()
                 };
-                Arc::new(UserSandbox::open(UserOptions {
+                let sandbox = UserSandbox::open(UserOptions {
                     helper,
                     users,
                     state_dir: PathBuf::from(BUILD_USERS),
-                })?)
+                })?;
+                check_trees(store)?;
+                Arc::new(sandbox)
             }
             SandboxKind::Docker => open_docker(helper, config.docker_socket(global)?, store)?,
         },
@@ -181,18 +182,13 @@ fn open_docker(_: HelperCommand, _: PathBuf, _: &dyn Store) -> Result<Arc<dyn Sa
 
 /// Opens the engine for a command that runs no step.
 pub(crate) fn open_engine(global: &Global) -> Result<Arc<Engine>> {
-    let config = Config::read(global)?;
-    let store = open_store(global, &config)?;
-    let sandbox = open_sandbox(
-        global,
-        &SandboxOptions {
-            sandbox: None,
-            runtime: None,
-            build_users: Vec::new(),
-        },
-        &config,
-        &*store,
-    )?;
+    engine_with(global, &Config::read(global)?)
+}
+
+/// The same, for a command that wants more of the configuration.
+pub(crate) fn engine_with(global: &Global, config: &Config) -> Result<Arc<Engine>> {
+    let store = open_store(global, config)?;
+    let sandbox = open_sandbox(global, &SandboxOptions::default(), config, &*store)?;
     Ok(Engine::open(store, sandbox, 1)?)
 }
 

@@ -2,8 +2,8 @@
 //! `obuild pull IMAGE`: fetch a base image into the store, as the first step of a build would.
 
 use super::run::{build, progress_kind, pull, tools, watch_signals};
-use super::{open_sandbox, open_store, print, runtime};
-use crate::cli::{Global, Pull, SandboxOptions};
+use super::{engine_with, print, runtime};
+use crate::cli::{Global, Pull};
 use crate::config::Config;
 use crate::progress;
 use anyhow::{Context, Result};
@@ -11,31 +11,26 @@ use obuild_engine::{Engine, NoCache, Settings};
 use obuild_images::Tools;
 use obuild_sandboxes::Limits;
 use obuild_specs::{Node, Operation, Plan, StepId};
+use obuild_stores::SnapshotId;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) fn run(global: &Global, options: &Pull) -> Result<()> {
+    let (_, id) = fetch(global, options)?;
+    print(format!("{id}\n"))
+}
+
+/// Sees to it that an image is in the store, and returns which snapshot it is.
+pub(crate) fn fetch(global: &Global, options: &Pull) -> Result<(Arc<Engine>, SnapshotId)> {
     let config = Config::read(global)?;
     let kind = progress_kind(options.quiet, options.progress, &config);
-    let store = open_store(global, &config)?;
+    let engine = engine_with(global, &config)?;
     let tools = Tools {
         pull: pull(options.when),
         platform: options.platform.clone(),
-        ..tools(&config, &*store)
+        ..tools(&config, engine.store())
     };
-    // Nothing is run.
-    let sandbox = open_sandbox(
-        global,
-        &SandboxOptions {
-            sandbox: None,
-            runtime: None,
-            build_users: Vec::new(),
-        },
-        &config,
-        &*store,
-    )?;
-    let engine = Engine::open(store, sandbox, 1)?;
     let directory =
         std::env::current_dir().context("the current directory is not there any more")?;
     let result = runtime()?.block_on(async {
@@ -75,5 +70,5 @@ pub(crate) fn run(global: &Global, options: &Pull) -> Result<()> {
         let colour = progress::colour(global.color);
         build(&engine, plan, bases, settings, kind, colour, cancel).await
     })?;
-    print(format!("{}\n", result.snapshot))
+    Ok((engine, result.snapshot))
 }

@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `obuild push ID NAME`: push a step's result to a registry.
 
-use super::run::{tools, watch_signals};
-use super::{open_engine, runtime};
+use super::export;
 use crate::attest::Attachments;
 use crate::cli::{Global, OutputOptions, Push};
-use crate::config::Config;
 use crate::outputs::Outputs;
 use anyhow::Result;
-use tokio_util::sync::CancellationToken;
 
 pub(crate) fn run(global: &Global, options: &Push) -> Result<()> {
     let wanted = OutputOptions {
@@ -19,16 +16,5 @@ pub(crate) fn run(global: &Global, options: &Push) -> Result<()> {
     };
     let outputs = Outputs::parse(&wanted, None, options.quiet)?;
     let attach = Attachments::parse(&options.image, true, false, false)?;
-    let config = Config::read(global)?;
-    let engine = open_engine(global)?;
-    let client = tools(&config, engine.store()).registry;
-    runtime()?.block_on(async {
-        let cancel = CancellationToken::new();
-        watch_signals(&cancel)?;
-        let id = engine.find(&options.id).await?;
-        let pushed = outputs.write(&engine, client.clone(), id, &cancel).await?;
-        attach
-            .attach(&engine, client, id, pushed, None, &cancel)
-            .await
-    })
+    export::write(global, &options.id, outputs, attach)
 }

@@ -98,6 +98,7 @@ pub(crate) fn build_spec(
             Some(no_cache) => no_cache,
             None => self::no_cache(&plan, options)?,
         };
+        let imports = sharing.imports(&caches, &cancel).await?;
         let settings = Settings {
             context,
             secrets,
@@ -106,7 +107,7 @@ pub(crate) fn build_spec(
             no_new_privs: options.no_new_privs,
             keep_failed: options.keep_failed,
             no_cache,
-            imports: sharing.imports(&caches, &cancel).await?,
+            imports: imports.clone(),
             replay: matches!(kind, ProgressKind::Plain | ProgressKind::Json),
         };
         let record = options.record_digests
@@ -125,6 +126,7 @@ pub(crate) fn build_spec(
                 &engine,
                 &caches,
                 &result,
+                &imports,
                 kind == ProgressKind::Quiet,
                 &cancel,
             )
@@ -334,7 +336,11 @@ pub(crate) fn tools(config: &Config, store: &dyn Store) -> Tools {
         registry: Some(config.registry_client(store)),
         ..Tools::default()
     };
-    if let Some(path) = std::env::var_os("PATH") {
+    if let Some(mut path) = std::env::var_os("PATH") {
+        if obuild_rootless::current().is_some() {
+            // Where ordinary users do not look: debootstrap and chroot are there.
+            path.push(":/usr/local/sbin:/usr/sbin:/sbin");
+        }
         tools.path = path;
     }
     // Docker's own programs take other transports too, which are not for us.

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `obuild sbom ID`: which packages a result holds.
+//! `obuild sbom ID|IMAGE`: which packages a result or an image holds.
 
 use super::{open_engine, print_json, runtime};
-use crate::cli::{Global, Sbom, SbomFormat};
+use crate::cli::{Global, Pull, Sbom, SbomFormat};
 use crate::outputs::{source_date_epoch, write_to};
 use anyhow::{Context, Result};
-use obuild_engine::Engine;
+use obuild_engine::{Engine, Error};
 use obuild_images::sbom::{Bill, Subject, survey};
 use obuild_stores::SnapshotId;
 use std::os::fd::AsFd;
@@ -14,14 +14,25 @@ use std::time::UNIX_EPOCH;
 
 pub(crate) fn run(global: &Global, options: &Sbom) -> Result<()> {
     let engine = open_engine(global)?;
-    let bill = runtime()?.block_on(async {
-        let id = engine.find(&options.id).await?;
-        let subject = Subject {
-            name: id.to_string(),
-            digest: None,
-        };
-        bill(&engine, id, subject).await
-    })?;
+    let found = runtime()?.block_on(engine.find(&options.what));
+    let (engine, id, name) = match found {
+        Ok(id) => (engine, id, id.to_string()),
+        // What is written as an id is meant as one.
+        Err(Error::NoSuchStep(_)) if options.what.bytes().any(|byte| !byte.is_ascii_hexdigit()) => {
+            let image = Pull {
+                image: options.what.clone(),
+                when: options.when,
+                platform: options.platform.clone(),
+                progress: None,
+                quiet: false,
+            };
+            let (engine, id) = super::pull::fetch(global, &image)?;
+            (engine, id, options.what.clone())
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let subject = Subject { name, digest: None };
+    let bill = runtime()?.block_on(bill(&engine, id, subject))?;
     let document = match options.format {
         SbomFormat::Spdx => bill.to_spdx(),
         SbomFormat::CycloneDx => bill.to_cyclonedx(),

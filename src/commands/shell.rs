@@ -6,7 +6,7 @@ use crate::cli::{Global, Shell};
 use crate::config::Config;
 use crate::failure::Failure;
 use anyhow::Result;
-use bstr::BString;
+use bstr::{BString, ByteSlice};
 use obuild_engine::{Engine, Kind};
 use obuild_sandboxes::{Cancel, Command, Exit, Limits, Network, Stdio, User};
 use obuild_stores::SnapshotId;
@@ -21,7 +21,10 @@ pub(crate) fn run(global: &Global, options: &Shell) -> Result<()> {
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(global, &options.sandbox, &config, &*store)?;
     let engine = Engine::open(store, sandbox, 1)?;
-    let id = runtime()?.block_on(engine.find(&options.id))?;
+    let (id, around) = runtime()?.block_on(async {
+        let id = engine.find(&options.id).await?;
+        Ok::<_, obuild_engine::Error>((id, engine.image_config(id).await?))
+    })?;
     let mut digest = [0; 32];
     rustix::rand::getrandom(&mut digest, rustix::rand::GetRandomFlags::empty())?;
     let draft = engine
@@ -36,9 +39,23 @@ pub(crate) fn run(global: &Global, options: &Shell) -> Result<()> {
         } else {
             options.command.iter().map(|word| bytes(word)).collect()
         },
-        env: environment(&options.env)?,
-        workdir: bytes(&options.workdir),
-        user: user(&options.user)?,
+        workdir: match &options.workdir {
+            Some(workdir) => bytes(workdir),
+            None if around.workdir.is_empty() => BString::from("/"),
+            None => around.workdir,
+        },
+        user: match &options.user {
+            Some(name) => user(name)?,
+            None if around.user.is_empty() => User::Ids { uid: 0, gid: 0 },
+            // What an image says may name a group as well: a name stands for all of the user's.
+            None => match around.user.split_once_str(":") {
+                Some((name, _)) if name.first().is_some_and(|first| !first.is_ascii_digit()) => {
+                    user(&name.to_str_lossy())?
+                }
+                _ => user(&around.user.to_str_lossy())?,
+            },
+        },
+        env: environment(around.env, &options.env)?,
         hostname: "builder".to_owned(),
         network: if options.network_host {
             Network::Host
@@ -77,14 +94,20 @@ fn bytes(text: &OsStr) -> BString {
     BString::from(text.as_bytes())
 }
 
-fn environment(given: &[std::ffi::OsString]) -> Result<Vec<(BString, BString)>> {
-    let mut env = vec![
-        (BString::from("PATH"), BString::from(PATH)),
-        (BString::from("HOME"), BString::from("/root")),
-    ];
-    if let Some(term) = std::env::var_os("TERM") {
-        env.push((BString::from("TERM"), bytes(&term)));
-    }
+/// Returns the step's environment with what is given besides. `HOME` is the user's, unless one of them says otherwise.
+fn environment(
+    mut env: Vec<(BString, BString)>,
+    given: &[std::ffi::OsString],
+) -> Result<Vec<(BString, BString)>> {
+    let mut default = |name: &str, value: Option<BString>| {
+        if let Some(value) = value
+            && !env.iter().any(|(known, _)| known == name)
+        {
+            env.push((BString::from(name), value));
+        }
+    };
+    default("PATH", Some(BString::from(PATH)));
+    default("TERM", std::env::var_os("TERM").map(|term| bytes(&term)));
     for text in given {
         let text = text.as_bytes();
         let at = text

@@ -147,7 +147,7 @@ impl Outputs {
             || self.places.iter().any(|output| output.kind.is_image());
         let image = if wants_image {
             let mut settings = std::mem::take(&mut self.settings);
-            settings.config = engine.image_config(id)?;
+            settings.config = engine.image_config(id).await?;
             for change in &self.changes {
                 change.apply(&mut settings.config);
             }
@@ -378,18 +378,11 @@ pub(crate) fn write_to(
         write(&mut out)?;
         return Ok(out.flush()?);
     }
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let finish = || {
-        let mut file = BufWriter::with_capacity(BUFFER, fs_err::File::create(&name)?);
+    let failed =
+        |error| anyhow::Error::new(error).context(format!("cannot write {}", path.display()));
+    obuild_images::replace(path, failed, |file| {
+        let mut file = BufWriter::with_capacity(BUFFER, file);
         write(&mut file)?;
-        file.flush()?;
-        fs_err::rename(&name, path)?;
-        Ok(())
-    };
-    let result: Result<()> = finish();
-    if result.is_err() {
-        let _ = fs_err::remove_file(&name);
-    }
-    result
+        file.flush().map_err(failed)
+    })
 }

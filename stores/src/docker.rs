@@ -101,6 +101,12 @@ impl Facts {
         Ok(text.as_deref().map(Self::parse))
     }
 
+    /// Returns the facts of a tree that was there; without them it would pass for an empty one.
+    fn of_tree(place: &Place, name: &str) -> Result<Self, Error> {
+        let slot = slot_of(name);
+        Self::read(place, slot)?.ok_or_else(|| place.error("read", slot, Errno::NOENT))
+    }
+
     fn write(&self, place: &Place, slot: &str) -> Result<(), Error> {
         // At once: whoever cleans up after a killed process has to know the names.
         place.replace(&format!("{slot}/{FILE}"), &self.to_text(), false)
@@ -432,10 +438,9 @@ impl Trees for Docker {
 
     fn create(&self, place: &Place, slot: &str, below: &[String]) -> Result<Rootfs, Error> {
         let parent = match below.first() {
-            Some(name) => Facts::read(place, slot_of(name))?,
-            None => None,
+            Some(name) => Facts::of_tree(place, name)?,
+            None => Facts::default(),
         };
-        let parent = parent.unwrap_or_default();
         let mut facts = Facts {
             layers: parent.layers,
             ..Facts::default()
@@ -491,8 +496,7 @@ impl Trees for Docker {
     fn readable(&self, place: &Place, layers: &[String]) -> Result<Rootfs, Error> {
         let mut lower: Vec<PathBuf> = layers.iter().map(|layer| place.path(layer)).collect();
         for layer in layers {
-            let facts = Facts::read(place, slot_of(layer))?;
-            lower.extend(facts.unwrap_or_default().layers);
+            lower.extend(Facts::of_tree(place, layer)?.layers);
         }
         Ok(Rootfs::Overlay(OverlayMount { lower, upper: None }))
     }
@@ -506,9 +510,6 @@ impl Trees for Docker {
         id: Option<SnapshotId>,
     ) -> Result<(), Error> {
         let id = id.expect("caches are kept another way");
-        if self.is_there(place, &format!("snapshots/{id}/fs"))? {
-            return Ok(());
-        }
         let fail = |error| place.error("use docker for", slot, error);
         let mut facts = Facts::read(place, slot)?.unwrap_or_default();
         let upper = facts.upper.clone().unwrap_or_default();
@@ -544,8 +545,10 @@ impl Trees for Docker {
 
     fn is_there(&self, place: &Place, name: &str) -> Result<bool, Error> {
         let facts = Facts::read(place, slot_of(name))?.unwrap_or_default();
-        // Only the topmost can be missing: docker keeps what others stand on.
-        Ok(place.exists(name)? && facts.layers.first().is_some_and(|layer| layer.is_dir()))
+        // Only the topmost can be missing: docker keeps what others stand on. Without an image they are the parent's.
+        Ok(facts.image.is_some()
+            && place.exists(name)?
+            && facts.layers.first().is_some_and(|layer| layer.is_dir()))
     }
 
     fn space(&self, place: &Place) -> Result<Space, Error> {

@@ -164,6 +164,42 @@ fn a_shell_changes_nothing() {
 }
 
 #[test]
+fn a_shell_sees_what_the_step_saw() {
+    let Some(world) = World::new() else { return };
+    let middle = "(env A b) (user (uid 1000) (gid 1000)) (workdir /tmp) (run (shell true))";
+    let ask = ["/bin/sh", "-c", "echo $A; id -u; pwd"];
+    let shell = |id: &str, more: &[&str]| {
+        let mut arguments = vec!["shell", id];
+        arguments.extend(more);
+        arguments.push("--");
+        arguments.extend(ask);
+        world.ok(&arguments)
+    };
+    let id = world.build(middle);
+    world.build(&format!(
+        "{middle} (env A c) (user (uid 0) (gid 0)) (run (shell true))"
+    ));
+    assert_eq!(shell(&id, &[]), "b\n1000\n/tmp");
+    assert_eq!(
+        shell(&id, &["-e", "A=d", "-u", "0:0", "-w", "/"]),
+        "d\n0\n/"
+    );
+    // A step that is not the last of any build, and one that failed.
+    world.spec(&format!("{middle} (env A e) (run (shell \"exit 3\"))"));
+    let ran = world.run(&["run", "spec.sexp", "--keep-failed", "--progress", "json"]);
+    assert_eq!(ran.status, 1, "{ran:#?}");
+    let failed = ran
+        .stderr
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find(|event| event["event"] == "step_failed")
+        .and_then(|event| event["id"].as_str().map(str::to_owned))
+        .expect("the step's failure is told");
+    assert_eq!(shell(&failed, &[]), "e\n1000\n/tmp");
+    world.assert_clean();
+}
+
+#[test]
 fn healthcheck_says_what_it_found() {
     for world in World::all() {
         for sandbox in ["native", "runc"] {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Interrupted and killed builds, and full disks, leave a store that the next build uses as it is.
 
-use crate::harness::{Ran, World, process_runs, wait_for, works_in};
-use obuild_fixtures::skip;
+use crate::harness::{Ran, SmallDisk, World, process_runs, wait_for, works_in};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -116,7 +115,7 @@ fn a_database_damaged_past_its_head_fails_one_build_at_most() {
 #[test]
 fn a_full_disk_is_told_and_loses_nothing() {
     let Some(world) = World::new() else { return };
-    let Some(disk) = SmallDisk::mount(&world) else {
+    let Some(disk) = SmallDisk::mount(world.directory.path()) else {
         return;
     };
     let small = format!("overlay:{}", disk.path().join("store").display());
@@ -141,43 +140,4 @@ fn a_full_disk_is_told_and_loses_nothing() {
         world.ok(&["shell", &id, "--store", &small, "--", "/bin/cat", "/kept"]),
         "kept"
     );
-}
-
-/// A file system of 64 MB on a loop device; unmounted when dropped.
-struct SmallDisk(std::path::PathBuf);
-
-impl SmallDisk {
-    fn mount(world: &World) -> Option<Self> {
-        let image = world.path("disk.img");
-        fs_err::File::create(&image)
-            .unwrap()
-            .set_len(64 << 20)
-            .unwrap();
-        let place = world.path("disk");
-        fs_err::create_dir(&place).unwrap();
-        let run =
-            |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-        if !run(Command::new("mkfs.ext4").arg("-q").arg(&image))
-            || !run(Command::new("mount")
-                .arg("-o")
-                .arg("loop")
-                .arg(&image)
-                .arg(&place))
-        {
-            skip("needs mkfs.ext4 and loop devices");
-            return None;
-        }
-        Some(Self(place))
-    }
-
-    fn path(&self) -> &std::path::Path {
-        &self.0
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // A lazy unmount always works; the loop device goes with it.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }

@@ -257,3 +257,162 @@ fn a_daemon_that_is_not_there_is_said_so() {
     }
     world.assert_clean();
 }
+
+impl Docked {
+    /// Runs `store check`; returns its report and the exit status.
+    fn check(&self, options: &[&str]) -> (serde_json::Value, i32) {
+        let ran = self
+            .world
+            .run(&[&["store", "check", "--format", "json"], options].concat());
+        let report = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:#?}"));
+        (report, ran.status)
+    }
+
+    /// Returns a path in the layer that docker has of a step.
+    fn inner(&self, id: &str, path: &str) -> PathBuf {
+        let facts = self.world.path("store/snapshots").join(id).join("docker");
+        let facts = fs_err::read_to_string(facts).unwrap();
+        let layer = facts.lines().find_map(|line| line.strip_prefix("layer "));
+        Path::new(layer.unwrap()).join(path)
+    }
+}
+
+/// A base and two steps, which no other store has.
+fn two_steps(world: &World) -> String {
+    let place = world.path("").display().to_string();
+    world.build(&format!(
+        "(run (shell \"mkdir /data; echo {place} > /data/file\")) (run (cache (c (target /c))) (shell \"echo kept > /c/f; ln -s file /data/name\"))"
+    ))
+}
+
+#[test]
+fn a_docker_store_is_told_checked_and_mended() {
+    let Some(docked) = Docked::new("docker", "native") else {
+        return;
+    };
+    let world = &docked.world;
+    let target = two_steps(world);
+    let (report, status) = docked.check(&[]);
+    assert_eq!((status, &report["recorded"]), (0, &3.into()), "{report:#}");
+    let info = world.ok(&["store", "info", "--sizes", "--format", "json"]);
+    let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+    assert_eq!(info["kind"], "docker", "{info:#}");
+    assert_eq!(info["snapshots"]["count"], 3, "{info:#}");
+    assert_eq!(info["snapshots"]["digests"], 3, "{info:#}");
+    assert_eq!(info["caches"][0]["name"], "c", "{info:#}");
+    assert_eq!(info["health"]["ok"], true, "{info:#}");
+    let (report, status) = docked.check(&[]);
+    let sound = (0, &serde_json::json!([]), &serde_json::json!(3));
+    assert_eq!((status, &report["findings"], &report["verified"]), sound);
+
+    // Somebody writes into docker's files.
+    let steps = world.ok(&["ls", "-q"]);
+    let middle = steps
+        .lines()
+        .find(|id| docked.inner(id, "data/file").exists());
+    let middle = middle.expect("a step wrote it").to_owned();
+    // The recorded time has milliseconds.
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    fs_err::write(docked.inner(&middle, "data/file"), "other\n").unwrap();
+    let (report, status) = docked.check(&["--repair"]);
+    assert_eq!(status, 1, "{report:#}");
+    assert!(report.to_string().contains("/data/file"), "{report:#}");
+    assert_eq!(report["removed"].as_array().unwrap().len(), 2, "{report:#}");
+    assert_eq!(docked.images().lines().count(), 1, "only the base's");
+    let again = world.run(&["run", "spec.sexp"]);
+    assert!(
+        again.stderr.contains("2 steps built, 1 cached"),
+        "{again:#?}"
+    );
+    docked.check(&[]);
+
+    // Somebody removes an image.
+    docker(&docked.socket, &["rmi", &docked.image(&target)]);
+    let (report, status) = docked.check(&["--quick"]);
+    assert_eq!(
+        (status, &report["unusable"]),
+        (1, &serde_json::json!([target]))
+    );
+    let (report, status) = docked.check(&["--quick", "--repair"]);
+    assert_eq!(
+        (status, &report["removed"]),
+        (1, &serde_json::json!([target]))
+    );
+    let (report, status) = docked.check(&[]);
+    assert_eq!((status, &report["findings"]), (0, &serde_json::json!([])));
+    world.ok(&["delete", "--cache", "c"]);
+    docked.finish();
+}
+
+#[test]
+fn results_are_copied_to_docker_and_from_it() {
+    let Some(docked) = Docked::new("docker", "native") else {
+        return;
+    };
+    let world = &docked.world;
+    let target = two_steps(world);
+    let place = world.path("").display().to_string();
+    let mut from = world.store.clone();
+    for kind in ["overlay", "docker"] {
+        let url = format!("{kind}:{}", world.path(&format!("{kind}-copy")).display());
+        let said = world.ok(&["store", "copy", &from, &url, "--all", "--caches"]);
+        assert!(said.starts_with("copied 3 snapshots"), "{said}");
+        assert!(said.contains("1 caches"), "{said}");
+        let built = world.run(&["run", "--store", &url, "spec.sexp"]);
+        assert!(
+            built.stderr.contains("0 steps built, 3 cached"),
+            "{built:#?}"
+        );
+        let checked = world.run(&["store", "check", "--store", &url]);
+        assert_eq!(checked.status, 0, "{checked:#?}");
+        from = url;
+    }
+    // The second copy's image is one like any other.
+    let label = format!("label=obuild.store={}", world.path("docker-copy").display());
+    let format = "{{.Repository}}:{{.Tag}}";
+    let images = ["images", "--filter", &label, "--format", format];
+    let images = docker(&docked.socket, &images);
+    let image = images.lines().find(|line| line.ends_with(&target)).unwrap();
+    let run = ["run", "--rm", "--network", "none", image, "/bin/cat"];
+    let cat = |path| docker(&docked.socket, &[&run[..], &[path]].concat());
+    assert_eq!(cat("/data/name"), format!("{place}\n"));
+    world.ok(&["prune", "--all", "--store", &from]);
+    let left = ["images", "-aq", "--filter", &label];
+    assert_eq!(docker(&docked.socket, &left), "");
+    world.ok(&["delete", "--cache", "c"]);
+    docked.finish();
+}
+
+#[test]
+fn docker_loads_and_runs_what_is_exported() {
+    for store in ["overlay", "docker"] {
+        let Some(docked) = Docked::new(store, "native") else {
+            return;
+        };
+        let world = &docked.world;
+        let target = world.build(
+            "(env GREETING hello) (workdir /data) (run (shell \"echo $GREETING > said; mkdir gone deep; echo x > deep/x; chown 1000:2000 deep/x\")) (run (shell \"rmdir gone\"))",
+        );
+        let name = format!("obuild-test-{}-{store}:1", std::process::id());
+        let file = world.path("image.tar").display().to_string();
+        let to = format!("type=docker,dest={file}");
+        world.ok(&["export", &target, "-t", &name, "-o", &to]);
+        let said = docker(&docked.socket, &["load", "-q", "-i", &file]);
+        assert!(said.contains(&name), "{said}");
+        let script = "pwd; cat said; ls; stat -c %u:%g deep/x";
+        let run = [
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            &name,
+            "/bin/sh",
+            "-c",
+            script,
+        ];
+        let said = docker(&docked.socket, &run);
+        docker(&docked.socket, &["rmi", &name]);
+        assert_eq!(said, "/data\nhello\ndeep\nsaid\n1000:2000\n");
+        docked.finish();
+    }
+}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A scratch store, a base image made of busybox, and the binary.
 
-use obuild_fixtures::{FileSystem, busybox_root, root, scratch};
+use obuild_fixtures::{FileSystem, busybox_root, root, scratch, skip};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -229,4 +229,60 @@ pub(crate) fn works_in(directory: &Path) -> bool {
     fs_err::read_dir("/proc").unwrap().flatten().any(|entry| {
         fs_err::read_link(entry.path().join("cwd")).is_ok_and(|place| place == directory)
     })
+}
+
+/// A file system of 64 MB on a loop device; unmounted when dropped.
+pub(crate) struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Mounts one as `disk` in a directory; `None` after a loud skip.
+    pub(crate) fn mount(directory: &Path) -> Option<Self> {
+        let image = directory.join("disk.img");
+        fs_err::File::create(&image)
+            .unwrap()
+            .set_len(64 << 20)
+            .unwrap();
+        let place = directory.join("disk");
+        fs_err::create_dir(&place).unwrap();
+        let run =
+            |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        if !run(Command::new("mkfs.ext4").arg("-q").arg(&image))
+            || !run(Command::new("mount")
+                .arg("-o")
+                .arg("loop")
+                .arg(&image)
+                .arg(&place))
+        {
+            skip("needs mkfs.ext4 and loop devices");
+            return None;
+        }
+        Some(Self(place))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Fills it up to so many KiB; returns the file that does.
+    pub(crate) fn fill(&self, room_kib: u64) -> PathBuf {
+        use std::io::Write as _;
+        let path = self.0.join("fill");
+        let mut file = fs_err::File::create(&path).unwrap();
+        for size in [1 << 20, 4096] {
+            let zeros = vec![0; size];
+            while file.write_all(&zeros).is_ok() {}
+        }
+        let length = file.metadata().unwrap().len();
+        file.set_len(length.saturating_sub(room_kib << 10)).unwrap();
+        // Else the room is there only some seconds later.
+        file.sync_all().unwrap();
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A lazy unmount always works; the loop device goes with it.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }

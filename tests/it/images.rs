@@ -144,6 +144,47 @@ fn other_programs_take_the_images() {
     world.assert_clean();
 }
 
+/// What buildah makes of images: from a layout, and from a registry.
+#[test]
+fn buildah_takes_the_images() {
+    let (Some(world), Some(host)) = (World::new(), registry(Registry::Plain)) else {
+        return;
+    };
+    if !program("buildah") {
+        return;
+    }
+    world.spec(OPERATIONS);
+    let name = format!("{host}/buildah-{}:1", std::process::id());
+    let layout = ["-t", &name, "--push", "-o", "type=oci,dest=layout"];
+    world.ok(&[&["run", "spec.sexp"], &layout[..]].concat());
+    // A storage of its own, without a driver that would need more than directories.
+    let storage = [
+        "--root=storage",
+        "--runroot=running",
+        "--storage-driver=vfs",
+        "--log-level=error",
+    ];
+    let buildah = |arguments: &[&str]| run(&world, "buildah", &[&storage[..], arguments].concat());
+    for source in ["oci:layout:1", &format!("docker://{name}")] {
+        let container = buildah(&["from", "--tls-verify=false", "--pull-always", source]);
+        let root = buildah(&["mount", container.trim()]);
+        let root = Path::new(root.trim());
+        let hello = fs_err::read_to_string(root.join("hello")).unwrap();
+        assert_eq!(hello, "hello\n", "{source}");
+        assert!(!root.join("again").exists() && !root.join("home").exists());
+        let inside = |path: &str| root.join(path).display().to_string();
+        let arguments = ["-c", "%a %u:%g", &inside("d"), &inside("d/e/x")];
+        let stat = run(&world, "stat", &arguments);
+        assert_eq!(stat, "1700 5:6\n4755 0:0\n", "{source}");
+        let format = "{{.OCIv1.Config.User}} {{.OCIv1.Config.WorkingDir}}";
+        let said = buildah(&["inspect", "--format", format, container.trim()]);
+        assert_eq!(said.trim(), "1000:1000 /d", "{source}");
+        buildah(&["umount", container.trim()]);
+    }
+    buildah(&["rm", "--all"]);
+    world.assert_clean();
+}
+
 #[test]
 fn every_store_gives_the_same_image() {
     let mut digests = Vec::new();
@@ -213,6 +254,34 @@ fn diff_and_verify_say_what_differs() {
     assert!(!ran.stdout.contains("/a\n"), "{ran:?}");
     world.spec("(run (shell \"echo same > /a\"))");
     world.ok(&["verify", "spec.sexp"]);
+    // Each tree is the same; only the order of names is not, nor is what shows the file system.
+    let order = "(run (shell \"mkdir /d; touch /d/a /d/b /d/c /d/d /d/e /d/f /d/g /d/h\")) \
+                 (run (shell \"ls -1 /d > /sorted; find /d > /order\"))";
+    world.spec(order);
+    let ran = world.run(&["verify", "spec.sexp"]);
+    // The second build is on tmpfs.
+    let kind = Command::new("stat")
+        .args(["-f", "-c", "%T"])
+        .arg(world.path("."))
+        .output()
+        .unwrap();
+    if !String::from_utf8_lossy(&kind.stdout).contains("tmpfs") {
+        assert_eq!(ran.status, 1, "{ran:?}");
+        assert!(ran.stdout.contains("C /order\n"), "{ran:?}");
+    }
+    assert!(!ran.stdout.contains("/sorted"), "{ran:?}");
+    let second = format!("rsync:{}", world.path("second").display());
+    let ran = world.run(&[
+        "verify",
+        "spec.sexp",
+        "--rsync-mode",
+        "copy",
+        "--second-store",
+        &second,
+    ]);
+    assert!(ran.status <= 1, "{ran:?}");
+    assert!(!ran.stdout.contains("/sorted"), "{ran:?}");
+    assert!(!world.ok(&["ls", "-q", "--store", &second]).is_empty());
     world.assert_clean();
 }
 

@@ -8,8 +8,10 @@
     reason = "a test fails by a panic, and short specs may be joined from pieces"
 )]
 
+mod archive_acme;
 mod archive_check;
 mod archive_deploy;
+mod archive_image;
 mod archive_index;
 mod archive_opam;
 mod archive_serve;
@@ -30,6 +32,7 @@ mod registry;
 mod remote;
 mod rootless;
 mod secrets;
+mod serving;
 mod sharing;
 mod store;
 mod users;

@@ -54,6 +54,20 @@ fn a_bill_of_materials_is_the_same_of_every_store() {
     }
 }
 
+#[test]
+fn an_image_has_a_bill_of_materials_too() {
+    let Some(world) = World::new() else { return };
+    let id = world.build(DATABASES);
+    world.ok(&["export", &id, "-t", "app:1", "-o", "type=oci,dest=layout"]);
+    let bill = json(&world.ok(&["sbom", "oci:layout:1"]));
+    let text = bill.to_string();
+    assert!(text.contains("pkg:deb/debian/libc6@2.36-9"), "{text}");
+    assert_eq!(bill["name"], "oci:layout:1");
+    assert_eq!(world.run(&["sbom", "deadbeef"]).status, 2);
+    assert_eq!(world.run(&["sbom", "oci:nosuch:1"]).status, 2);
+    world.assert_clean();
+}
+
 /// A spec with a nested build, a copy from the context and a secret.
 fn nested(world: &World) {
     world.write("file", "content");

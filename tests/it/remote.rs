@@ -226,6 +226,137 @@ fn only_what_the_target_needs_is_fetched() {
     assert_eq!(outcomes(&events, "built"), 1, "the base alone");
 }
 
+/// Reads a blob that is JSON, and puts another in its place under its own digest; returns that and the size.
+fn forge(layout: &Path, digest: &str, change: impl FnOnce(&mut Value)) -> (String, usize) {
+    let place = |digest: &str| layout.join("blobs").join(digest.replace(':', "/"));
+    let mut document: Value =
+        serde_json::from_slice(&fs_err::read(place(digest)).unwrap()).unwrap();
+    change(&mut document);
+    let text = document.to_string();
+    let file = layout.join("forged");
+    fs_err::write(&file, &text).unwrap();
+    let sum = std::process::Command::new("sha256sum").arg(&file).output();
+    let sum = String::from_utf8(sum.unwrap().stdout).unwrap();
+    let digest = format!("sha256:{}", sum.split(' ').next().unwrap());
+    fs_err::rename(file, place(&digest)).unwrap();
+    (digest, text.len())
+}
+
+#[test]
+fn a_copy_that_a_cache_lied_about_is_looked_at_anew() {
+    let (Some(one), Some(other)) = (World::new(), World::new()) else {
+        return;
+    };
+    for world in [&one, &other] {
+        spec(world, OPERATIONS);
+    }
+    let layout = one.path("cache");
+    let to = format!("type=local,dest={},mode=max", layout.display());
+    let from = format!("type=local,src={}", layout.display());
+    let (_, made) = build(&one, &["--cache-to", &to]);
+    assert_eq!(made.status, 0, "{made:#?}");
+    // The list says that other files were copied from the nested build.
+    let index = layout.join("index.json");
+    let mut entries: Value = serde_json::from_slice(&fs_err::read(&index).unwrap()).unwrap();
+    let entry = &mut entries["manifests"][0];
+    let (digest, size) = forge(&layout, entry["digest"].as_str().unwrap(), |manifest| {
+        let config = manifest["config"]["digest"].as_str().unwrap().to_owned();
+        let (digest, size) = forge(&layout, &config, |document| {
+            let files = &mut document["copies"][0]["files"];
+            assert!(files.is_string(), "{files}");
+            *files = format!("sha256:{}", "0".repeat(64)).into();
+        });
+        manifest["config"]["digest"] = digest.into();
+        manifest["config"]["size"] = size.into();
+    });
+    entry["digest"] = digest.into();
+    entry["size"] = size.into();
+    fs_err::write(&index, entries.to_string()).unwrap();
+    let (events, ran) = build(&other, &["--cache-from", &from]);
+    assert_eq!(ran.status, 0, "{ran:#?}");
+    assert_eq!(ran.stdout, made.stdout, "nothing has a false id");
+    let warned = |event: &Value| {
+        event["event"] == "warning" && event.to_string().contains("looking at it anew")
+    };
+    assert!(events.iter().any(warned), "{events:#?}");
+    assert!(outcomes(&events, "fetched") >= 4, "{events:#?}");
+    assert_same(&one, &other, made.stdout.trim());
+    other.assert_clean();
+}
+
+#[test]
+fn processes_that_fetch_the_same_at_once_get_the_same() {
+    let Some(one) = World::new() else { return };
+    spec(&one, OPERATIONS);
+    let layout = one.path("cache");
+    let to = format!("type=local,dest={},mode=max", layout.display());
+    let (_, made) = build(&one, &["--cache-to", &to]);
+    assert_eq!(made.status, 0, "{made:#?}");
+    let from = format!("type=local,src={}", layout.display());
+    for kind in ["overlay", "rsync"] {
+        let other = World::on(obuild_fixtures::FileSystem::Default, kind);
+        let Some(other) = other else { return };
+        spec(&other, OPERATIONS);
+        let arguments = [
+            "run",
+            "spec.sexp",
+            "--cache-from",
+            &from,
+            "--progress",
+            "json",
+        ];
+        let children: Vec<_> = (0..3).map(|_| other.start(&arguments)).collect();
+        for child in children {
+            let ran = Ran::from(child.wait_with_output().unwrap());
+            assert_eq!(ran.status, 0, "{ran:#?}");
+            assert_eq!(ran.stdout, made.stdout);
+            assert!(!ran.stderr.contains("\"warning\""), "{ran:#?}");
+        }
+        // Each draws random bytes if it is run.
+        assert_same(&one, &other, made.stdout.trim());
+        other.assert_clean();
+    }
+}
+
+#[test]
+fn who_fetched_shares_all_that_the_cache_had() {
+    let (Some(one), Some(other), Some(third)) = (World::new(), World::new(), World::new()) else {
+        return;
+    };
+    for world in [&one, &other, &third] {
+        spec(world, OPERATIONS);
+    }
+    let share = |world: &World, from: Option<&str>, to: &str| {
+        let to = format!("type=local,dest={},mode=max", one.path(to).display());
+        let mut arguments = vec!["--cache-to", &to];
+        let from = from.map(|from| format!("type=local,src={}", one.path(from).display()));
+        if let Some(from) = &from {
+            arguments.extend(["--cache-from", from]);
+        }
+        let (events, ran) = build(world, &arguments);
+        assert_eq!(ran.status, 0, "{ran:#?}");
+        (outcomes(&events, "fetched"), ran.stdout)
+    };
+    let (_, made) = share(&one, None, "first");
+    // The nested build is not fetched: what was copied from it is known.
+    assert_eq!(share(&other, Some("first"), "second"), (5, made.clone()));
+    assert_eq!(
+        blobs(&one.path("first")).len(),
+        blobs(&one.path("second")).len()
+    );
+    // So it is still known two caches on.
+    assert_eq!(share(&third, Some("second"), "third"), (5, made));
+    assert_eq!(blobs(&one.path("second")), {
+        let mut same = blobs(&one.path("third"));
+        for (path, _) in &mut same {
+            *path = one
+                .path("second/blobs/sha256")
+                .join(path.file_name().unwrap());
+        }
+        same
+    });
+}
+
 #[test]
 fn what_was_built_here_stays_as_it_is() {
     let (Some(one), Some(other)) = (World::new(), World::new()) else {

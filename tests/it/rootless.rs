@@ -367,3 +367,63 @@ fn without_newuidmap_there_is_one_id_and_another_store() {
     let ran = without("healthcheck --store overlay:./other");
     assert!(ran.stdout.contains("apt install uidmap"), "{ran:#?}");
 }
+
+#[test]
+fn what_only_root_has_is_told() {
+    for person in Person::all() {
+        person.spec("(run (shell true))");
+        for sandbox in ["runc", "user"] {
+            let ran = person.run(&["run", "--sandbox", sandbox, "spec.sexp"]);
+            assert_eq!(ran.status, 3, "{ran:#?}");
+            assert_eq!(ran.stderr.matches("error: ").count(), 1, "{ran:#?}");
+            assert!(ran.stderr.contains("--sandbox native"), "{ran:#?}");
+        }
+    }
+}
+
+/// Does what debootstrap does where it is told that it may make no device nodes: counts on those that are there, and gives a file to
+/// another user.
+const DEBOOTSTRAP: &str = r#"#!/bin/sh
+set -e
+test "$container" = lxc
+for target; do test -d "$target" && break; done
+cd "$target"
+mkdir proc etc bin
+cp /bin/busybox bin/sh
+mount -t proc proc proc
+test -c dev/null; echo x > dev/null; head -c 1 dev/urandom > dev/null
+echo made > etc/made; chown 33:33 etc/made
+"#;
+
+#[test]
+fn debootstrap_makes_a_base_where_there_are_ids_for_it() {
+    for person in Person::all() {
+        let program = person.directory.path().join("debootstrap");
+        fs_err::write(&program, DEBOOTSTRAP).unwrap();
+        fs_err::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        person.write(
+            "spec.sexp",
+            "((from debootstrap:suite) (shell /bin/sh -c) (run (shell \"read word < /etc/made; echo $word; echo x > /dev/null; for f in /dev/*; do echo $f; done\")))\n",
+        );
+        let path = format!("{}:/usr/bin:/bin", person.directory.path().display());
+        let mut command = person.command(&["run", "--progress", "plain", "spec.sexp"]);
+        let ran = Ran::from(command.env("PATH", path).output().unwrap());
+        if person.ranges {
+            assert_eq!(ran.status, 0, "{ran:#?}");
+            assert!(ran.stderr.contains("| made\n"), "{ran:#?}");
+            let to = person.home().join("base.tar").display().to_string();
+            person.ok(&["export", ran.stdout.trim(), "--to", &format!("tar:{to}")]);
+            let mut tar = Command::new("tar");
+            let list = tar.args(["--numeric-owner", "-tvf", &to]).output().unwrap();
+            let list = String::from_utf8_lossy(&list.stdout).into_owned();
+            let made = list.lines().find(|line| line.ends_with("etc/made"));
+            assert!(made.is_some_and(|line| line.contains(" 33/33 ")), "{list}");
+            // The devices were mounted, and are gone with the mount.
+            assert!(!list.contains("dev/null"), "{list}");
+        } else {
+            assert_eq!(ran.status, 3, "{ran:#?}");
+            assert!(ran.stderr.contains("more user ids"), "{ran:#?}");
+            assert!(ran.stderr.contains("/etc/subuid"), "{ran:#?}");
+        }
+    }
+}

@@ -114,6 +114,34 @@ impl Daemon {
         }
     }
 
+    /// Kills it with all its containers, as when the machine stops.
+    pub(crate) fn kill_all(&mut self) -> Result<()> {
+        self.kill();
+        clear(&self.root)
+    }
+
+    /// Ends the shims that have no container and go on all the same. Returns how many there were.
+    ///
+    /// A containerd that is killed between starting a shim and writing down where it listens never finds it again.
+    pub(crate) fn end_lost_shims(&self) -> Result<usize> {
+        let lost = || -> Result<Vec<i32>> {
+            let mut found = shims(&self.root)?;
+            // The daemon and its containerd name the directory as well.
+            found.retain(|pid| is_shim(*pid) && children(*pid).is_empty());
+            Ok(found)
+        };
+        let mut found = lost()?;
+        let end = Instant::now() + Duration::from_secs(5);
+        while !found.is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+            found = lost()?;
+        }
+        for pid in &found {
+            kill(Pid::from_raw(*pid), Signal::SIGKILL).ok();
+        }
+        Ok(found.len())
+    }
+
     /// Starts it again, as whoever looks after it does, and waits until it answers.
     pub(crate) fn start_again(&mut self) -> Result<()> {
         self.launch()?;
@@ -136,22 +164,10 @@ impl Drop for Daemon {
 
 /// Ends what a daemon that had its things in `root` has left. The daemon itself is gone.
 pub(crate) fn clear(root: &Path) -> Result<()> {
-    // A shim's command line names the socket of its containerd; a container's processes are below it.
-    let exec = root.join("exec").display().to_string();
-    for entry in fs_err::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        let line = fs_err::read(entry.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&line).contains(&exec) {
-            let below = children(pid);
-            for pid in std::iter::once(pid).chain(below) {
-                kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
-            }
+    for pid in shims(root)? {
+        let below = children(pid);
+        for pid in std::iter::once(pid).chain(below) {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
         }
     }
     if mounts_below(root).is_empty() {
@@ -160,11 +176,42 @@ pub(crate) fn clear(root: &Path) -> Result<()> {
     unmount(root)
 }
 
-/// Returns the direct children of a process: a container's first process, with which the rest goes.
+/// Returns the processes that look after the containers of the daemon that has, or had, its things in `root`.
+fn shims(root: &Path) -> Result<Vec<i32>> {
+    // A shim's command line names the socket of its containerd; a container's processes are below it.
+    let exec = root.join("exec").display().to_string();
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir("/proc")?.flatten() {
+        let line = fs_err::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let pid: Option<i32> = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if line.contains(&exec) {
+            found.extend(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the direct children of a process, of all its threads: a container's first process, with which the rest goes.
 fn children(parent: i32) -> Vec<i32> {
-    let list = fs_err::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-    let list = list.unwrap_or_default();
-    list.split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect()
+    let mut found = Vec::new();
+    let threads = fs_err::read_dir(format!("/proc/{parent}/task"));
+    for thread in threads.into_iter().flatten().flatten() {
+        let list = fs_err::read_to_string(thread.path().join("children"));
+        let list = list.unwrap_or_default();
+        found.extend(
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse::<i32>().ok()),
+        );
+    }
+    found
+}
+
+fn is_shim(pid: i32) -> bool {
+    let name = fs_err::read_to_string(format!("/proc/{pid}/comm"));
+    // proc_pid_comm(5): cut off after fifteen characters.
+    name.is_ok_and(|name| name.starts_with("containerd-shim"))
 }

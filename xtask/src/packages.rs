@@ -45,6 +45,11 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("useradd"), "passwd"),
     (Sign::Program("curl"), "curl"),
     (Sign::Program("tidy"), "tidy"),
+    (Sign::Program("pebble"), "pebble"),
+    (
+        Sign::Program("chromium-headless-shell"),
+        "chromium-headless-shell",
+    ),
     (Sign::Program("docker-registry"), "docker-registry"),
     (Sign::Program("htpasswd"), "apache2-utils"),
     (Sign::Program("openssl"), "openssl"),

@@ -6,6 +6,7 @@ use super::stream::{Content, Piece, Pieces, directories, entry, link, padding};
 use fs_err as fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tar::EntryType;
 
 /// A file for a layer.
@@ -24,6 +25,8 @@ pub(super) enum Kind {
         size: u64,
         executable: bool,
     },
+    /// This, which is in no file.
+    Bytes(Arc<[u8]>),
     Directory,
     Link(String),
 }
@@ -143,6 +146,16 @@ pub(super) fn pieces(files: Vec<File>) -> Pieces {
                         sha256: None,
                     }),
                     after: vec![0; padding(size)],
+                }
+            }
+            Kind::Bytes(content) => {
+                let size = content.len() as u64;
+                entry(&mut before, EntryType::Regular, &file.name, 0o644, size);
+                before.extend_from_slice(&content);
+                before.resize(before.len() + padding(size), 0);
+                Piece {
+                    before,
+                    ..Piece::default()
                 }
             }
             Kind::Directory => {

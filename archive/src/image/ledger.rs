@@ -8,7 +8,8 @@
 use super::pack::Pack;
 use super::{ImageError, PACKS};
 use crate::cache::private;
-use crate::state::{Unix, replace};
+use crate::replace::replace;
+use crate::state::Unix;
 use fs_err as fs;
 use obuild_images::Digest;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,9 @@ pub(super) struct PackRecord {
     pub(super) size: u64,
     /// How many archives it holds.
     pub(super) archives: u64,
+    /// How many parts of the index.
+    #[serde(default)]
+    pub(super) parts: u64,
     /// Whether it is the one that the image began with, which is never merged with others.
     pub(super) base: bool,
 }
@@ -88,7 +92,9 @@ impl Ledger {
     pub(super) fn pack(directory: &Path, record: &PackRecord) -> Option<Pack> {
         let digest = Digest::parse(&record.digest).ok()?;
         let text = fs::read_to_string(list(directory, digest)).ok()?;
-        Pack::parse(&text).filter(|pack| pack.members.len() as u64 == record.archives)
+        Pack::parse(&text).filter(|pack| {
+            (pack.members.len() as u64, pack.parts.len() as u64) == (record.archives, record.parts)
+        })
     }
 
     /// Writes the list of a pack.
@@ -98,13 +104,9 @@ impl Ledger {
         pack: &Pack,
     ) -> Result<(), ImageError> {
         let path = list(directory, digest);
-        fs::create_dir_all(path.parent().unwrap_or(directory)).map_err(|source| {
-            ImageError::Write {
-                path: path.clone(),
-                source,
-            }
-        })?;
-        replace(&path, pack.to_text().as_bytes()).map_err(ImageError::State)
+        fs::create_dir_all(path.parent().unwrap_or(directory))
+            .and_then(|()| replace(&path, pack.to_text().as_bytes()))
+            .map_err(|source| ImageError::Write { path, source })
     }
 
     /// Writes the ledger, and forgets the lists that it does not name.
@@ -119,7 +121,7 @@ impl Ledger {
         };
         fs::create_dir_all(&folder).map_err(failed)?;
         let text = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
-        replace(&path, &text).map_err(ImageError::State)?;
+        replace(&path, &text).map_err(failed)?;
         let named: HashSet<PathBuf> = self
             .packs
             .iter()
@@ -135,6 +137,11 @@ impl Ledger {
         }
         Ok(())
     }
+}
+
+/// Returns where the parts of the index are that packs hold.
+pub(super) fn parts(directory: &Path) -> PathBuf {
+    folder(directory).join("index")
 }
 
 fn list(directory: &Path, digest: Digest) -> PathBuf {

@@ -3,12 +3,12 @@
 //! become one. Their number stays small, a byte is sent again O(log n) times in its life, and the first, large layer never.
 //!
 //! From the lowest: the layers of a base image, a program, a directory that never changes, packs of archives (the oldest first), and the
-//! index with the pages of a site. All of it is below `/srv`. A layer is not kept: it is made again when a registry
+//! index with the pages of a site. All of it is below `/srv`. Where our own server is in the image, the index is there in parts, which are in
+//! packs like archives, and the uppermost layer has the list of them alone. A layer is not kept: it is made again when a registry
 //! lacks it (see `stream`), so that an image costs no room beside the archive.
 //!
 //! [`plan`] says what is to be done, [`Plan::make`] does it, [`ArchiveImage`] goes to a registry or into an image layout.
 
-mod document;
 mod files;
 mod ledger;
 mod output;
@@ -21,12 +21,12 @@ mod tiers;
 pub use output::PushOptions;
 
 use crate::cache::{Cache, CacheError};
-use crate::state::StateError;
-use files::File;
+use crate::index::{self, Index};
+use files::{File, Kind};
 use ledger::{DirectoryRecord, Ledger, PackRecord};
 use obuild_images::registry::{BlobData, BlobSource};
-use obuild_images::{BaseLayer, Digest, ImageConfig};
-use pack::{Member, Pack};
+use obuild_images::{BaseLayer, Digest, ImageConfig, StackedImage};
+use pack::{IndexPart, Member, Pack, Places};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -86,9 +86,9 @@ pub enum ImageError {
     /// The cache cannot be read.
     #[error(transparent)]
     Cache(#[from] CacheError),
-    /// What is known of the layers cannot be kept.
+    /// The index cannot be taken to parts.
     #[error(transparent)]
-    State(#[from] StateError),
+    Index(#[from] index::Error),
     /// A registry, or a base image.
     #[error(transparent)]
     Image(#[from] obuild_images::Error),
@@ -110,6 +110,8 @@ pub struct ImageOptions {
     pub legacy: Option<PathBuf>,
     /// A directory that may change each time, which becomes `/srv/www`.
     pub site: Option<PathBuf>,
+    /// Whether the index is there in parts, for our own server to put together.
+    pub parts: bool,
 }
 
 /// What a layer holds.
@@ -121,8 +123,8 @@ pub enum Contents {
     Program,
     /// The directory that never changes.
     Legacy,
-    /// Archives, so many.
-    Archives(u64),
+    /// Archives, so many, and parts of the index.
+    Archives(u64, u64),
     /// The index and the site.
     Site,
 }
@@ -163,10 +165,10 @@ enum Parts {
 }
 
 impl Parts {
-    fn pieces(&self, cache: &Cache) -> Pieces {
+    fn pieces(&self, places: &Places) -> Pieces {
         match self {
             Self::Base(_) => Box::new(std::iter::empty()),
-            Self::Pack { pack, .. } => pack.pieces(cache),
+            Self::Pack { pack, .. } => pack.pieces(places),
             Self::Files(files) => files::pieces(files.to_vec()),
         }
     }
@@ -176,7 +178,9 @@ impl Parts {
 #[derive(Debug)]
 pub struct Plan {
     directory: PathBuf,
-    cache: Cache,
+    places: Places,
+    /// The index whose parts the image has.
+    index: Option<Index>,
     ledger: Ledger,
     config: ImageConfig,
     legacy: Option<(String, String)>,
@@ -189,8 +193,19 @@ pub struct Plan {
 /// Decides what the image of the archive in `directory` will be. Reads names and sizes only. The archive must be locked
 /// ([`crate::cache::Lock`]) until the image is where it shall be.
 pub fn plan(directory: &Path, options: &ImageOptions) -> Result<Plan, ImageError> {
-    let cache = Cache::open(directory)?;
+    let places = Places {
+        cache: Cache::open(directory)?,
+        parts: ledger::parts(directory),
+    };
     let ledger = Ledger::read(directory)?;
+    let index = if options.parts {
+        Index::published(directory)?
+    } else {
+        None
+    };
+    if options.parts && index.is_none() && directory.join("index.tar.gz").exists() {
+        tracing::warn!("nothing is known of this index.tar.gz; it goes as one file, not in parts");
+    }
     let mut layers: Vec<PlannedLayer> = options
         .base
         .iter()
@@ -204,12 +219,12 @@ pub fn plan(directory: &Path, options: &ImageOptions) -> Result<Plan, ImageError
         .collect();
     if let Some(program) = &options.program {
         let files = vec![files::file(program, "usr/bin/obuild")?];
-        layers.push(of_files(&cache, Contents::Program, files));
+        layers.push(of_files(&places, Contents::Program, files));
     }
     let mut legacy = None;
     if let Some(root) = &options.legacy {
         let (files, stamp) = files::tree(root, &format!("{ROOT}legacy/"))?;
-        let mut layer = of_files(&cache, Contents::Legacy, files);
+        let mut layer = of_files(&places, Contents::Legacy, files);
         let name = root.to_string_lossy().into_owned();
         if let Some(known) = ledger.directories.get(&name)
             && known.stamp == stamp
@@ -221,9 +236,18 @@ pub fn plan(directory: &Path, options: &ImageOptions) -> Result<Plan, ImageError
         legacy = Some((name, stamp));
         layers.push(layer);
     }
-    let new = packs(directory, &cache, &ledger, &mut layers)?;
+    let new = packs(directory, &places, &ledger, index.as_ref(), &mut layers)?;
     let mut top = Vec::new();
+    if let Some(index) = &index {
+        top.push(File {
+            name: format!("{ROOT}index/{}", index::LIST),
+            kind: Kind::Bytes(index.list().into()),
+        });
+    }
     for name in ["index.tar.gz", "repo"] {
+        if index.is_some() && name == "index.tar.gz" {
+            continue;
+        }
         let path = directory.join(name);
         if path.exists() {
             top.push(files::file(&path, &format!("{ROOT}{name}"))?);
@@ -233,11 +257,12 @@ pub fn plan(directory: &Path, options: &ImageOptions) -> Result<Plan, ImageError
         top.extend(files::tree(site, &format!("{ROOT}www/"))?.0);
     }
     if !top.is_empty() {
-        layers.push(of_files(&cache, Contents::Site, top));
+        layers.push(of_files(&places, Contents::Site, top));
     }
     Ok(Plan {
         directory: directory.to_owned(),
-        cache,
+        places,
+        index,
         ledger,
         config: options.config.clone(),
         legacy,
@@ -246,12 +271,12 @@ pub fn plan(directory: &Path, options: &ImageOptions) -> Result<Plan, ImageError
     })
 }
 
-fn of_files(cache: &Cache, contents: Contents, files: Vec<File>) -> PlannedLayer {
+fn of_files(places: &Places, contents: Contents, files: Vec<File>) -> PlannedLayer {
     let parts = Parts::Files(Arc::new(files));
     PlannedLayer {
         contents,
         action: Action::Add,
-        size: stream::length(parts.pieces(cache)),
+        size: stream::length(parts.pieces(places)),
         digest: None,
         parts,
     }
@@ -268,32 +293,50 @@ struct Draft {
 /// Adds the packs to the layers. Returns how many archives are in none yet, and their bytes.
 fn packs(
     directory: &Path,
-    cache: &Cache,
+    places: &Places,
     ledger: &Ledger,
+    index: Option<&Index>,
     layers: &mut Vec<PlannedLayer>,
 ) -> Result<(u64, u64), ImageError> {
-    let mut there: HashMap<Vec<crate::Checksum>, u64> = cache
+    let mut there: HashMap<Vec<crate::Checksum>, u64> = places
+        .cache
         .walk()?
         .files
         .into_iter()
         .map(|file| (file.names, file.size))
         .collect();
+    let mut wanted: HashSet<IndexPart> = index
+        .map(Index::parts)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|part| IndexPart {
+            name: part.name(),
+            size: part.bytes,
+        })
+        .collect();
+    let used = wanted.clone();
     let mut drafts = Vec::new();
     for record in &ledger.packs {
         let Some(pack) = Ledger::pack(directory, record) else {
             continue;
         };
-        let before = pack.members.len();
+        let before = (pack.members.len(), pack.parts.len());
         let members: Vec<Member> = pack
             .members
             .into_iter()
             // An archive that has got another name is packed again with all of them.
             .filter(|member| there.remove(&member.names) == Some(member.size))
             .collect();
-        let same = members.len() == before;
-        if !members.is_empty() {
+        let parts: Vec<IndexPart> = pack
+            .parts
+            .into_iter()
+            .filter(|part| wanted.remove(part) || part.is_in(&places.parts))
+            .collect();
+        let same = (members.len(), parts.len()) == before;
+        let pack = Pack { members, parts };
+        if !pack.is_empty() {
             drafts.push(Draft {
-                pack: Pack { members },
+                pack,
                 base: record.base,
                 action: if same { Action::Keep } else { Action::Renew },
                 known: same.then(|| record.clone()),
@@ -304,9 +347,12 @@ fn packs(
         .into_iter()
         .map(|(names, size)| Member { names, size })
         .collect();
-    let pack = Pack::new(members);
-    let new = (pack.members.len() as u64, pack.content_bytes());
-    if new.0 > 0 {
+    let new = (
+        members.len() as u64,
+        members.iter().map(|member| member.size).sum(),
+    );
+    let pack = Pack::new(members, wanted.into_iter().collect());
+    if !pack.is_empty() {
         drafts.push(Draft {
             pack,
             base: drafts.is_empty(),
@@ -314,22 +360,28 @@ fn packs(
             known: None,
         });
     }
-    merge(&mut drafts);
+    merge(&mut drafts, &used);
     for draft in drafts {
-        let archives = draft.pack.members.len() as u64;
+        let contents = Contents::Archives(
+            draft.pack.members.len() as u64,
+            draft.pack.parts.len() as u64,
+        );
+        let known = draft.known.as_ref().and_then(|record| {
+            let digest = Digest::parse(&record.digest).ok()?;
+            Some((digest, record.size))
+        });
         let parts = Parts::Pack {
             pack: Arc::new(draft.pack),
             base: draft.base,
         };
-        let digest = draft
-            .known
-            .as_ref()
-            .and_then(|record| Digest::parse(&record.digest).ok());
         layers.push(PlannedLayer {
-            contents: Contents::Archives(archives),
+            contents,
             action: draft.action,
-            size: stream::length(parts.pieces(cache)),
-            digest,
+            size: match known {
+                Some((_, size)) => size,
+                None => stream::length(parts.pieces(places)),
+            },
+            digest: known.map(|(digest, _)| digest),
             parts,
         });
     }
@@ -337,8 +389,8 @@ fn packs(
 }
 
 /// Merges packs until there are few enough. What they become takes the place of the lowest: what is below stays as it is for those that
-/// have pulled it.
-fn merge(drafts: &mut Vec<Draft>) {
+/// have pulled it. Parts of the index that are not in use stay behind.
+fn merge(drafts: &mut Vec<Draft>, used: &HashSet<IndexPart>) {
     let places: Vec<usize> = (0..drafts.len())
         .filter(|place| !drafts[*place].base)
         .collect();
@@ -351,14 +403,19 @@ fn merge(drafts: &mut Vec<Draft>) {
         .map(|chosen| places[chosen])
         .collect();
     let Some(lowest) = chosen.first() else { return };
-    let mut members = Vec::new();
+    let (mut members, mut parts) = (Vec::new(), Vec::new());
     for place in chosen.iter().rev() {
-        members.append(&mut drafts.remove(*place).pack.members);
+        let mut pack = drafts.remove(*place).pack;
+        members.append(&mut pack.members);
+        parts.extend(pack.parts.into_iter().filter(|part| used.contains(part)));
+    }
+    if members.is_empty() && parts.is_empty() {
+        return;
     }
     drafts.insert(
         *lowest,
         Draft {
-            pack: Pack::new(members),
+            pack: Pack::new(members, parts),
             base: false,
             action: Action::Merge(chosen.len()),
             known: None,
@@ -370,24 +427,22 @@ impl Plan {
     /// Makes the image. What the layers are is remembered, so that the next image has the same. `tick` is told of every part of the archives
     /// that is read, and says whether to stop.
     pub fn make(mut self, tick: &mut dyn FnMut(u64) -> bool) -> Result<ArchiveImage, ImageError> {
+        if let Some(index) = &self.index {
+            index.write_segments(&self.places.parts)?;
+        }
         let mut layers = Vec::new();
         let mut records = Vec::new();
+        let mut parts_kept = HashSet::new();
         for planned in self.layers {
             let digest = if let Some(digest) = planned.digest {
                 digest
             } else {
-                let (digest, size) = stream::measure(planned.parts.pieces(&self.cache), tick)?;
+                let (digest, size) = stream::measure(planned.parts.pieces(&self.places), tick)?;
                 debug_assert_eq!(size, planned.size, "the layer is what was planned");
                 Digest::from_bytes(digest)
             };
             let layer = match planned.parts {
-                Parts::Base(base) => Layer {
-                    digest: base.digest,
-                    diff_id: base.diff_id,
-                    size: base.size,
-                    media_type: base.media_type,
-                    data: base.data,
-                },
+                Parts::Base(base) => base,
                 parts => {
                     if let Parts::Pack { pack, base } = &parts {
                         if planned.action != Action::Keep {
@@ -397,8 +452,10 @@ impl Plan {
                             digest: digest.to_string(),
                             size: planned.size,
                             archives: pack.members.len() as u64,
+                            parts: pack.parts.len() as u64,
                             base: *base,
                         });
+                        parts_kept.extend(pack.parts.iter().map(|part| part.name.clone()));
                     }
                     if planned.contents == Contents::Legacy
                         && let Some((name, stamp)) = self.legacy.take()
@@ -410,13 +467,13 @@ impl Plan {
                         };
                         self.ledger.directories = BTreeMap::from([(name, record)]);
                     }
-                    Layer {
+                    BaseLayer {
                         digest,
                         diff_id: digest,
                         size: planned.size,
                         media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
                         data: BlobData::Source(Arc::new(Made {
-                            cache: self.cache.clone(),
+                            places: self.places.clone(),
                             parts,
                         })),
                     }
@@ -428,14 +485,22 @@ impl Plan {
             self.ledger.packs = records;
             self.ledger.write(&self.directory)?;
         }
-        let config = document::config(&self.config, &layers);
-        let manifest = document::manifest(&config, &layers);
+        // Only when the ledger does not name their packs any more.
+        for found in fs_err::read_dir(&self.places.parts)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = found.file_name();
+            if !name.to_str().is_some_and(|name| parts_kept.contains(name)) {
+                // One that stays costs a few bytes.
+                let _ = fs_err::remove_file(found.path());
+            }
+        }
         Ok(ArchiveImage {
             directory: self.directory,
             ledger: self.ledger,
-            layers,
-            config,
-            manifest,
+            image: StackedImage::new(&self.config, layers),
         })
     }
 
@@ -459,31 +524,17 @@ impl Plan {
 
 /// A layer that is made when somebody reads it.
 struct Made {
-    cache: Cache,
+    places: Places,
     parts: Parts,
 }
 
 impl BlobSource for Made {
     fn open(&self, _: Digest, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         Ok(Box::new(Reader::new(
-            self.parts.pieces(&self.cache),
+            self.parts.pieces(&self.places),
             offset,
         )?))
     }
-}
-
-/// A layer of an image.
-#[derive(Clone, Debug)]
-pub struct Layer {
-    /// The digest of the blob.
-    pub digest: Digest,
-    /// The digest of the archive that it is when it is not compressed.
-    pub diff_id: Digest,
-    /// The size of the blob in bytes.
-    pub size: u64,
-    /// What it is.
-    pub media_type: String,
-    data: BlobData,
 }
 
 /// An image of the archive.
@@ -491,8 +542,5 @@ pub struct Layer {
 pub struct ArchiveImage {
     directory: PathBuf,
     ledger: Ledger,
-    /// The layers, the lowest first.
-    pub layers: Vec<Layer>,
-    config: Vec<u8>,
-    manifest: Vec<u8>,
+    image: StackedImage,
 }

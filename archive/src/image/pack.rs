@@ -1,14 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Packs: layers that hold archives.
+//! Packs: layers that hold archives, and parts of the index.
 //!
-//! A pack is a list of archives; its layer is a function of the list and the cache. In it an archive is a file under its shortest name,
-//! and hard links under the others: the cache's layout, below `srv/cache/`.
+//! A pack is a list of archives and parts; its layer is a function of the list and the files. In it an archive is a file under its
+//! shortest name, and hard links under the others: the cache's layout, below `srv/cache/`. A part of the index is a file
+//! below `srv/index/`. One that the index does not use any more stays in its pack until that is merged with others.
 
 use super::ROOT;
 use super::stream::{Content, Piece, Pieces, directories, entry, link, padding};
 use crate::cache::Cache;
 use crate::{Algorithm, Checksum};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tar::EntryType;
+
+/// How a line of a list begins that is a part's.
+const PART: &str = "part ";
+
+/// Where the files of packs are.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    pub(super) cache: Cache,
+    /// The directory of the index's parts.
+    pub(super) parts: PathBuf,
+}
 
 /// An archive in a pack.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,48 +84,123 @@ fn path(checksum: &Checksum) -> String {
     format!("{ROOT}cache/{}", path.to_str().expect("names are ASCII"))
 }
 
-/// The archives of one layer, ordered by their strongest names.
+/// A part of the index in a pack.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct IndexPart {
+    /// The name of its file: the beginning of its SHA-256.
+    pub(super) name: String,
+    /// Its size in bytes.
+    pub(super) size: u64,
+}
+
+impl IndexPart {
+    fn line(&self) -> String {
+        format!("{PART}{} {}\n", self.size, self.name)
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let (size, name) = line.split_once(' ')?;
+        let hexadecimal = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        hexadecimal.then_some(Self {
+            name: name.to_owned(),
+            size: size.parse().ok()?,
+        })
+    }
+
+    /// Returns whether its file is there, so that a layer with it can be made again.
+    pub(super) fn is_in(&self, directory: &Path) -> bool {
+        fs_err::metadata(directory.join(&self.name)).is_ok_and(|found| found.len() == self.size)
+    }
+
+    fn path(&self) -> String {
+        format!("{ROOT}index/{}", self.name)
+    }
+
+    fn piece(&self, places: &Places) -> Piece {
+        let mut before = Vec::new();
+        entry(
+            &mut before,
+            EntryType::Regular,
+            &self.path(),
+            0o644,
+            self.size,
+        );
+        Piece {
+            before,
+            file: Some(Content {
+                path: places.parts.join(&self.name),
+                size: self.size,
+                sha256: Some(self.name.clone()),
+            }),
+            after: vec![0; padding(self.size)],
+        }
+    }
+}
+
+/// What is in one layer: archives, ordered by their strongest names, and parts of the index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pack {
     pub(super) members: Vec<Member>,
+    pub(super) parts: Vec<IndexPart>,
 }
 
 impl Pack {
-    pub(super) fn new(mut members: Vec<Member>) -> Self {
+    pub(super) fn new(mut members: Vec<Member>, mut parts: Vec<IndexPart>) -> Self {
         members.sort();
-        Self { members }
+        parts.sort();
+        parts.dedup();
+        Self { members, parts }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.parts.is_empty()
     }
 
     /// Writes the list.
     pub(super) fn to_text(&self) -> String {
-        self.members.iter().map(Member::line).collect()
+        let members = self.members.iter().map(Member::line);
+        members
+            .chain(self.parts.iter().map(IndexPart::line))
+            .collect()
     }
 
     /// Reads the list again; `None` if it is none.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        let members: Option<Vec<Member>> = text.lines().map(Member::parse).collect();
-        members.map(|members| Self { members })
+        let mut pack = Self::default();
+        for line in text.lines() {
+            match line.strip_prefix(PART) {
+                Some(part) => pack.parts.push(IndexPart::parse(part)?),
+                None => pack.members.push(Member::parse(line)?),
+            }
+        }
+        Some(pack)
     }
 
-    /// The bytes of the archives themselves.
+    /// The bytes of the archives and parts themselves.
     pub(super) fn content_bytes(&self) -> u64 {
-        self.members.iter().map(|member| member.size).sum()
+        let members = self.members.iter().map(|member| member.size);
+        members.chain(self.parts.iter().map(|part| part.size)).sum()
     }
 
     /// Makes the layer.
-    pub(super) fn pieces(&self, cache: &Cache) -> Pieces {
+    pub(super) fn pieces(self: &Arc<Self>, places: &Places) -> Pieces {
         let files: Vec<String> = self
             .members
             .iter()
             .flat_map(|member| &member.names)
             .map(path)
+            .chain(self.parts.iter().map(IndexPart::path))
             .collect();
         let first = Piece {
             before: directories(files.iter().map(String::as_str)),
             ..Piece::default()
         };
-        let (members, cache) = (self.members.clone(), cache.clone());
-        let rest = members.into_iter().map(move |member| member.piece(&cache));
+        let (pack, places) = (Arc::clone(self), places.clone());
+        let count = pack.members.len();
+        let rest = (0..count + pack.parts.len()).map(move |at| match at.checked_sub(count) {
+            None => pack.members[at].piece(&places.cache),
+            Some(at) => pack.parts[at].piece(&places),
+        });
         Box::new(std::iter::once(first).chain(rest))
     }
 }

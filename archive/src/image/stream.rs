@@ -5,15 +5,16 @@
 //! mode are always the same.
 
 use super::ImageError;
+use crate::tar::{self, BLOCK, Dialect, END, append_long};
+use ::tar::EntryType;
 use fs_err as fs;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use tar::{EntryType, Header};
 
-/// Tar archives are made of blocks of so many bytes, and end with two that are empty (POSIX ustar).
-const BLOCK: u64 = 512;
+/// The room for a name in a header.
+const FIELD: usize = 100;
 
 /// A part of a layer: some bytes, the content of a file, some more bytes.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +29,7 @@ pub(super) struct Piece {
 pub(super) struct Content {
     pub(super) path: PathBuf,
     pub(super) size: u64,
-    /// Its sha256 digest, in hexadecimal, where that is known.
+    /// Its sha256 digest, in hexadecimal, or the beginning of that, where it is known.
     pub(super) sha256: Option<String>,
 }
 
@@ -37,7 +38,7 @@ pub(super) type Pieces = Box<dyn Iterator<Item = Piece> + Send>;
 
 /// Returns how many zeros follow a content of this size.
 pub(super) fn padding(size: u64) -> usize {
-    usize::try_from(size.next_multiple_of(BLOCK) - size).expect("less than a block")
+    usize::try_from(size.next_multiple_of(BLOCK as u64) - size).expect("less than a block")
 }
 
 /// Writes the header of a file or a directory.
@@ -57,39 +58,26 @@ pub(super) fn link(into: &mut Vec<u8>, kind: EntryType, name: &str, target: &str
 
 /// Writes a header, with GNU's long names before it where a name is too long. Owner and time are always the same.
 fn header(into: &mut Vec<u8>, kind: EntryType, name: &str, target: &str, mode: u32, size: u64) {
-    let mut header = plain(kind, mode, size);
-    let fields = header.as_gnu_mut().expect("the header is GNU's");
-    for (text, field, long) in [
-        (target, &mut fields.linkname, EntryType::GNULongLink),
-        (name, &mut fields.name, EntryType::GNULongName),
-    ] {
-        let length = text.len().min(field.len());
-        field[..length].copy_from_slice(&text.as_bytes()[..length]);
-        if text.len() > length {
-            // GNU tar counts the NUL at the end.
-            let size = text.len() as u64 + 1;
-            let mut extra = plain(long, 0o644, size);
-            let name = &mut extra.as_gnu_mut().expect("the header is GNU's").name;
-            name[..13].copy_from_slice(b"././@LongLink");
-            extra.set_cksum();
-            into.extend_from_slice(extra.as_bytes());
-            into.extend_from_slice(text.as_bytes());
-            into.resize(into.len() + 1 + padding(size), 0);
+    let mut short = [target.as_bytes(), name.as_bytes()];
+    for (text, long) in short
+        .iter_mut()
+        .zip([EntryType::GNULongLink, EntryType::GNULongName])
+    {
+        if text.len() > FIELD {
+            append_long(into, Dialect::Gnu, long, text);
+            *text = &text[..FIELD];
         }
     }
-    header.set_cksum();
-    into.extend_from_slice(header.as_bytes());
-}
-
-fn plain(kind: EntryType, mode: u32, size: u64) -> Header {
-    let mut header = Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(size);
-    header
+    let [target, name] = short;
+    let entry = tar::Entry {
+        kind,
+        prefix: b"",
+        name,
+        target,
+        mode,
+        size,
+    };
+    into.extend_from_slice(&tar::header(Dialect::Gnu, &entry));
 }
 
 /// Returns the entries of all directories that these files are in.
@@ -111,10 +99,6 @@ pub(super) fn directories<'a>(files: impl Iterator<Item = &'a str>) -> Vec<u8> {
     bytes
 }
 
-fn end() -> Vec<u8> {
-    [0; 512].repeat(2)
-}
-
 fn open(path: &Path, size: u64) -> io::Result<fs::File> {
     let file = fs::File::open(path)?;
     if file.metadata()?.len() == size {
@@ -133,7 +117,7 @@ pub(super) fn length(pieces: Pieces) -> u64 {
         let content = piece.file.map_or(0, |content| content.size);
         (piece.before.len() + piece.after.len()) as u64 + content
     });
-    pieces.sum::<u64>() + 2 * BLOCK
+    pieces.sum::<u64>() + END.len() as u64
 }
 
 /// Makes a layer to find out its digest and size. `tick` is told of every part that is read, and says whether to stop.
@@ -176,7 +160,10 @@ pub(super) fn measure(
             if file.limit() > 0 {
                 return Err(failed(io::ErrorKind::UnexpectedEof.into()));
             }
-            if own.map(|own| hex::encode(own.finalize())) != content.sha256 {
+            let own = own
+                .map(|own| hex::encode(own.finalize()))
+                .unwrap_or_default();
+            if !own.starts_with(content.sha256.as_deref().unwrap_or_default()) {
                 return Err(ImageError::Damaged {
                     path: content.path.clone(),
                 });
@@ -184,7 +171,7 @@ pub(super) fn measure(
         }
         add(&piece.after);
     }
-    add(&end());
+    add(&END);
     Ok((hash.finalize().into(), size))
 }
 
@@ -233,7 +220,7 @@ impl Reader {
         Some(pieces.next().unwrap_or_else(|| {
             self.pieces = None;
             Piece {
-                before: end(),
+                before: END.to_vec(),
                 ..Piece::default()
             }
         }))

@@ -3,7 +3,7 @@
 
 use super::stream::Reader;
 use super::*;
-use crate::cache::Incoming;
+use crate::cache::{self, Incoming};
 use sha2::{Digest as _, Sha256};
 use std::io::Read as _;
 use tempfile::TempDir;
@@ -53,7 +53,7 @@ impl World {
     }
 }
 
-fn bytes(layer: &Layer) -> Vec<u8> {
+fn bytes(layer: &BaseLayer) -> Vec<u8> {
     let mut bytes = Vec::new();
     layer
         .data
@@ -73,8 +73,8 @@ fn a_layer_is_what_its_digest_says_and_holds_every_name() {
         world.add(512),
     ];
     let image = world.make();
-    assert_eq!(image.layers.len(), 1);
-    let layer = &image.layers[0];
+    assert_eq!(image.image.layers.len(), 1);
+    let layer = &image.image.layers[0];
     let bytes = bytes(layer);
     assert_eq!(bytes.len() as u64, layer.size);
     assert_eq!(Digest::of(&bytes), layer.digest);
@@ -104,12 +104,12 @@ fn a_layer_can_be_read_from_any_place_on() {
         world.add(size);
     }
     let image = world.make();
-    let whole = bytes(&image.layers[0]);
+    let whole = bytes(&image.image.layers[0]);
     let plan = world.plan();
     let parts = &plan.layers[0].parts;
     for offset in (0..=whole.len()).step_by(7).chain([whole.len()]) {
         let mut rest = Vec::new();
-        Reader::new(parts.pieces(&plan.cache), offset as u64)
+        Reader::new(parts.pieces(&plan.places), offset as u64)
             .and_then(|mut reader| reader.read_to_end(&mut rest))
             .expect("readable");
         assert!(rest == whole[offset..], "from {offset} on");
@@ -129,8 +129,8 @@ fn what_is_new_becomes_one_small_layer_and_the_rest_stays() {
     let actions: Vec<Action> = plan.layers.iter().map(|layer| layer.action).collect();
     assert_eq!(actions, [Action::Keep, Action::Add]);
     let second = plan.make(&mut |_| false).expect("an image");
-    assert_eq!(second.layers[0].digest, first.layers[0].digest);
-    assert!(second.layers[1].size < 5_000 + 12_000, "{second:?}");
+    assert_eq!(second.image.layers[0].digest, first.image.layers[0].digest);
+    assert!(second.image.layers[1].size < 5_000 + 12_000, "{second:?}");
     assert_eq!(world.make().digest(), second.digest(), "nothing is new");
 }
 
@@ -138,19 +138,19 @@ fn what_is_new_becomes_one_small_layer_and_the_rest_stays() {
 fn layers_stay_few_and_lose_nothing() {
     let mut world = World::new();
     world.add(100_000);
-    let base = world.make().layers[0].digest;
+    let base = world.make().image.layers[0].digest;
     for round in 1..=80_u64 {
         world.add(100 + usize::try_from(round % 7).expect("small") * 1000);
         let image = world.make();
-        assert_eq!(image.layers[0].digest, base, "the first stays");
-        assert!(image.layers.len() <= PACKS + 1);
+        assert_eq!(image.image.layers[0].digest, base, "the first stays");
+        assert!(image.image.layers.len() <= PACKS + 1);
     }
     let plan = world.plan();
     let archives: u64 = plan
         .layers
         .iter()
         .map(|layer| match layer.contents {
-            Contents::Archives(number) => number,
+            Contents::Archives(number, _) => number,
             _ => 0,
         })
         .sum();
@@ -176,7 +176,10 @@ fn archives_that_were_removed_leave_their_layer() {
     let plan = world.plan();
     assert_eq!(plan.layers[0].action, Action::Renew);
     let image = plan.make(&mut |_| false).expect("an image");
-    assert_eq!(bytes(&image.layers[0]).len() as u64, image.layers[0].size);
+    assert_eq!(
+        bytes(&image.image.layers[0]).len() as u64,
+        image.image.layers[0].size
+    );
 }
 
 #[test]
@@ -231,7 +234,7 @@ fn the_index_the_site_the_program_and_what_never_changes_have_their_places() {
     let (image, kept) = make();
     assert!(!kept);
     let mut names = Vec::new();
-    for layer in &image.layers {
+    for layer in &image.image.layers {
         let bytes = bytes(layer);
         let mut archive = tar::Archive::new(&bytes[..]);
         for entry in archive.entries().expect("an archive") {
@@ -293,5 +296,96 @@ fn an_image_layout_has_this_image_alone() {
     .expect("an image");
     let layers = resolved.layers().expect("layers");
     assert_eq!(layers.len(), 2);
-    assert_eq!(layers[1].digest, image.layers[1].digest);
+    assert_eq!(layers[1].digest, image.image.layers[1].digest);
+}
+
+#[test]
+fn an_index_in_parts_sends_what_changed_and_is_served_as_it_was() {
+    use crate::index::{Fields, Index, Parts};
+    use crate::repository::{Options, Repository};
+    let mut world = World::new();
+    world.add(1000);
+    let source = tempfile::tempdir().expect("a directory");
+    let package = |number: u32, text: &str| {
+        let directory = source
+            .path()
+            .join(format!("packages/p{number}/p{number}.1"));
+        fs_err::create_dir_all(&directory).expect("made");
+        fs_err::write(
+            directory.join("opam"),
+            format!("{text}{number}").repeat(200),
+        )
+        .expect("written");
+    };
+    let publish = |root: &Path| {
+        let state = cache::private(root).join("index");
+        let location = source.path().to_str().expect("text");
+        let kept = cache::private(root).join("repository");
+        let mut repository = Repository::open(location, &kept, Options::default()).expect("opened");
+        let commit = repository.head().expect("a head");
+        let cancel = tokio_util::sync::CancellationToken::new();
+        let (index, _) = Index::update(
+            &state,
+            &mut repository,
+            &commit,
+            &Fields::default(),
+            None,
+            &cancel,
+        )
+        .expect("updated");
+        index.publish(root).expect("published");
+        index.file().to_vec()
+    };
+    let options = ImageOptions {
+        parts: true,
+        ..ImageOptions::default()
+    };
+    let mut plain = 0;
+    let mut last: Option<ArchiveImage> = None;
+    for turn in 0..60 {
+        for number in 0..(if turn == 0 { 400 } else { 1 }) {
+            package(number * 7 + turn, &format!("synopsis: \"turn {turn}\" # "));
+        }
+        let file = publish(world.path());
+        let image = plan(world.path(), &options)
+            .and_then(|plan| plan.make(&mut |_| false))
+            .expect("an image");
+        assert!(
+            image.image.layers.len() <= PACKS + 2,
+            "{}",
+            image.image.layers.len()
+        );
+        if let Some(last) = last {
+            assert_eq!(
+                last.image.layers[0].digest, image.image.layers[0].digest,
+                "the first stays"
+            );
+        }
+        let unpacked = tempfile::tempdir().expect("a directory");
+        for layer in &image.image.layers {
+            let bytes = bytes(layer);
+            assert_eq!(Digest::of(&bytes), layer.digest);
+            tar::Archive::new(&bytes[..])
+                .unpack(unpacked.path())
+                .expect("a tar archive");
+        }
+        let root = unpacked.path().join("srv");
+        assert!(!root.join("index.tar.gz").exists());
+        let mut served = Vec::new();
+        Parts::open(&root.join("index"))
+            .and_then(|parts| parts.write(&mut served))
+            .expect("whole");
+        assert!(served == file, "turn {turn}");
+        plain = file.len();
+        last = Some(image);
+    }
+    let kept = fs_err::read_dir(world.path().join(".obuild/image/index")).expect("parts");
+    let known = Index::published(world.path())
+        .expect("read")
+        .expect("known");
+    assert!(kept.count() < known.parts().len() * 4, "old parts go");
+    // Something else made the index: it goes as it is.
+    fs_err::write(world.path().join("index.tar.gz"), vec![0; plain]).expect("written");
+    let plan = plan(world.path(), &options).expect("a plan");
+    assert!(plan.index.is_none());
 }

@@ -21,17 +21,15 @@ mod update;
 pub use deflate::{HEADER, Segment, trailer};
 pub use error::Error;
 pub use fields::Fields;
-pub use parts::Parts;
+pub(crate) use parts::LIST;
+pub use parts::{Part, Parts};
 
+use crate::replace::replace;
 use crate::repository::{Commit, Repository, Skipped};
 use deflate::compress;
 use state::{State, Table};
-use std::io::Write;
 use std::path::Path;
 use tokio_util::sync::CancellationToken;
-
-/// The mode of what is published: for everybody to read.
-const MODE: u32 = 0o644;
 
 /// What an update did.
 #[derive(Debug)]
@@ -151,6 +149,29 @@ impl Index {
         })
     }
 
+    /// Returns the index that the last sync has published in an archive's directory; nothing if `index.tar.gz` is not what is remembered of
+    /// it, because something else made it.
+    pub fn published(directory: &Path) -> Result<Option<Self>, Error> {
+        let state = crate::cache::private(directory).join("index");
+        let read = |name: &str| fs_err::read(directory.join(name)).ok();
+        let (true, Some(file), Some(repo)) = (
+            state.is_dir(),
+            read("index.tar.gz"),
+            read("repo").and_then(|repo| String::from_utf8(repo).ok()),
+        ) else {
+            return Ok(None);
+        };
+        let state = State::open(&state, &CancellationToken::new())?;
+        let Some(table) = state.table()? else {
+            return Ok(None);
+        };
+        match Self::assemble(&state, &table, repo) {
+            Ok(index) => Ok(Some(index).filter(|index| index.file == file)),
+            Err(Error::Damaged { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Returns the segments of the file in their order. What stands before them is [`HEADER`], behind them [`trailer`].
     pub fn segments(&self) -> &[Segment] {
         &self.segments
@@ -176,31 +197,10 @@ impl Index {
 
 /// Puts a file in its place when it is complete and on the disk. One that has the same bytes stays, and its time with it.
 fn publish(path: &Path, content: &[u8]) -> Result<(), Error> {
-    use fs_err::os::unix::fs::OpenOptionsExt as _;
     let length = fs_err::metadata(path).map(|metadata| metadata.len());
     let same_length = length.is_ok_and(|length| length == content.len() as u64);
     if same_length && fs_err::read(path).is_ok_and(|there| there == content) {
         return Ok(());
     }
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".unfinished");
-    let unfinished = Path::new(&unfinished);
-    let write = || {
-        let mut options = fs_err::OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(MODE)
-            .open(unfinished)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs_err::rename(unfinished, path)?;
-        // The name too is on the disk: fsync(2), "Description".
-        match path.parent() {
-            Some(parent) => fs_err::File::open(parent)?.sync_all(),
-            None => Ok(()),
-        }
-    };
-    write().map_err(Error::io("write", path))
+    replace(path, content).map_err(Error::io("write", path))
 }

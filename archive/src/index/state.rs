@@ -7,6 +7,7 @@
 
 use super::Error;
 use super::deflate::Segment;
+use crate::replace::replace_unsynced;
 use crate::repository::Commit;
 use bstr::BString;
 use serde::{Deserialize, Serialize};
@@ -162,12 +163,10 @@ impl State {
     /// Puts a table in the place of the last, and removes files that no table names.
     pub(super) fn write(&self, table: &Table) -> Result<(), Error> {
         let path = self.table_path();
-        let unfinished = self.directory.join("table.unfinished");
         let mut bytes = postcard::to_allocvec(table)
             .map_err(|error| Error::io("write", &path)(std::io::Error::other(error)))?;
         bytes.extend_from_slice(&zlib_rs::crc32::crc32(0, &bytes).to_le_bytes());
-        fs_err::write(&unfinished, bytes).map_err(Error::io("write", &unfinished))?;
-        fs_err::rename(&unfinished, &path).map_err(Error::io("replace", &path))?;
+        replace_unsynced(&path, &bytes).map_err(Error::io("write", &path))?;
         let keep = [
             self.raw_path(table.generation),
             self.deflated_path(table.generation),

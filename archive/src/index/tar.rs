@@ -4,34 +4,20 @@
 //! ustar (POSIX.1-1988, tar(5)); names that it has no room for as GNU `L` entries. opam 2.6 reads the tar itself and refuses every
 //! archive that has links, devices or global headers in it; directories may be missing for all opam clients.
 
+pub(super) use crate::tar::END;
+use crate::tar::{self, BLOCK, Dialect, append_long, append_padded};
 use bstr::BString;
 use std::ops::Range;
-
-/// What a tar is made of.
-pub(super) const BLOCK: usize = 512;
-
-/// What a tar ends with.
-pub(super) const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
-
-/// The name of the entry that has the name of the next in its content (GNU tar's manual, "Basic Tar Format").
-const LONG_LINK: &[u8] = b"././@LongLink";
 
 /// Appends a file.
 pub(super) fn append(tar: &mut Vec<u8>, path: &[u8], content: &[u8], executable: bool) {
     if let Some((prefix, name)) = split(path) {
-        tar.extend_from_slice(&header(prefix, name, content.len(), executable, b'0'));
+        tar.extend_from_slice(&header(prefix, name, content.len(), executable));
     } else {
-        let terminated = [path, &[0]].concat();
-        tar.extend_from_slice(&header(b"", LONG_LINK, terminated.len(), false, b'L'));
-        append_padded(tar, &terminated);
-        tar.extend_from_slice(&header(b"", &path[..100], content.len(), executable, b'0'));
+        append_long(tar, Dialect::Ustar, ::tar::EntryType::GNULongName, path);
+        tar.extend_from_slice(&header(b"", &path[..100], content.len(), executable));
     }
     append_padded(tar, content);
-}
-
-fn append_padded(tar: &mut Vec<u8>, content: &[u8]) {
-    tar.extend_from_slice(content);
-    tar.resize(tar.len().next_multiple_of(BLOCK), 0);
 }
 
 /// Splits a path into ustar's two fields, if it fits.
@@ -45,23 +31,16 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&path[..at], &path[at + 1..]))
 }
 
-fn header(prefix: &[u8], name: &[u8], size: usize, executable: bool, kind: u8) -> [u8; BLOCK] {
-    let mut header = [0; BLOCK];
-    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, name);
-    put(100, if executable { b"0000755" } else { b"0000644" });
-    put(108, b"0000000");
-    put(116, b"0000000");
-    put(124, format!("{size:011o}").as_bytes());
-    put(136, b"00000000000");
-    // The sum is made as if its own field were blank.
-    put(148, b"        ");
-    put(156, &[kind]);
-    put(257, b"ustar\x0000");
-    put(345, prefix);
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    header
+fn header(prefix: &[u8], name: &[u8], size: usize, executable: bool) -> [u8; BLOCK] {
+    let entry = tar::Entry {
+        kind: ::tar::EntryType::Regular,
+        prefix,
+        name,
+        target: b"",
+        mode: if executable { 0o755 } else { 0o644 },
+        size: size as u64,
+    };
+    tar::header(Dialect::Ustar, &entry)
 }
 
 /// A file in a tar: its path, and where it is, headers and all.

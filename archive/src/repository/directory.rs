@@ -6,11 +6,12 @@
 
 use super::names::{self, Reason, Skipped, Verdict};
 use super::{Change, Commit, Error, Limits, Options};
+use crate::replace::replace;
 use bstr::{BString, ByteSlice};
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -200,14 +201,7 @@ impl Directory {
 
     fn write(&self, commit: &Commit, listing: &Listing) -> Result<(), Error> {
         let path = self.path(commit);
-        let unfinished = path.with_extension("unfinished");
-        let write = || {
-            let mut file = fs_err::File::create(&unfinished)?;
-            file.write_all(&print(listing))?;
-            file.sync_all()?;
-            fs_err::rename(&unfinished, &path)
-        };
-        write().map_err(Error::io("write", &path))?;
+        replace(&path, &print(listing)).map_err(Error::io("write", &path))?;
         for old in self.listings()?.into_iter().skip(LISTINGS) {
             let path = self.path(&old);
             // Another process may have been faster.

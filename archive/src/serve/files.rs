@@ -4,6 +4,7 @@
 //! What is kept is looked at again on disk after [`FRESH`], so a new index is served within a second of its rename and a removed
 //! file is gone within one. A response goes on with the file that it began with.
 
+use super::assembled::{Assembled, INDEX};
 use super::conditions::written;
 use super::place::{Kind, media_type};
 use bytes::Bytes;
@@ -26,12 +27,16 @@ const SMALL_BYTES: u64 = 16 << 10;
 
 /// A directory that files are served from.
 #[derive(Debug)]
-pub(super) struct Root(OwnedFd);
+pub(super) struct Root(OwnedFd, Assembled);
 
 impl Root {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
+        let root = rustix::fs::open(path, flags, Mode::empty())?;
+        let index = Assembled::new(path);
+        // Now, so that nobody has to wait for it.
+        index.open();
+        Ok(Self(root, index))
     }
 
     /// Opens a file below the directory. The kernel refuses every way out of it: `..`, absolute links, links of /proc (openat2(2)).
@@ -75,7 +80,7 @@ pub(super) struct Entry {
 
 /// What tells one state of a file from another without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+pub(super) struct Identity {
     device: u64,
     inode: u64,
     size: i64,
@@ -84,7 +89,7 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(stat: &Stat) -> Self {
+    pub(super) fn of(stat: &Stat) -> Self {
         Self {
             device: stat.st_dev,
             inode: stat.st_ino,
@@ -150,13 +155,25 @@ impl Files {
             }
             match opened.and_then(|fd| Ok((fstat(&fd)?, fd))) {
                 Ok((stat, fd)) => match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::RegularFile => match self.keep(path, kind, fd, &stat, now) {
+                    FileType::RegularFile => match self.keep(path, kind, fd, &stat, None, now) {
                         Ok(entry) => return Found::File(entry),
                         Err(error) => failure = Found::Failed(errno(&error)),
                     },
                     FileType::Directory => return Found::Directory,
                     _ => {}
                 },
+                Err(Errno::NOENT) if path == INDEX => {
+                    let Some((file, tag)) = root.1.open() else {
+                        continue;
+                    };
+                    let kept = fstat(&file)
+                        .map_err(io::Error::from)
+                        .and_then(|stat| self.keep(path, kind, file.into(), &stat, Some(tag), now));
+                    match kept {
+                        Ok(entry) => return Found::File(entry),
+                        Err(error) => failure = Found::Failed(errno(&error)),
+                    }
+                }
                 // Not there, or a way out of the directory, or a name that no file can have.
                 Err(
                     Errno::NOENT
@@ -205,6 +222,7 @@ impl Files {
         kind: &Kind,
         fd: OwnedFd,
         stat: &Stat,
+        tag: Option<String>,
         now: Instant,
     ) -> io::Result<Rc<Entry>> {
         let file = std::fs::File::from(fd);
@@ -218,7 +236,7 @@ impl Files {
             }
             _ => None,
         };
-        let entry = Rc::new(Entry::new(path, kind, file, stat, content, now));
+        let entry = Rc::new(Entry::new(path, kind, file, stat, content, tag, now));
         entry.used.set(self.tick.get());
         if self.entries.borrow().len() >= self.limits.files {
             self.evict();
@@ -262,12 +280,13 @@ impl Entry {
         file: std::fs::File,
         stat: &Stat,
         content: Option<Bytes>,
+        tag: Option<String>,
         now: Instant,
     ) -> Self {
         let identity = Identity::of(stat);
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let modified = u64::try_from(stat.st_mtime).unwrap_or(0);
-        let (tag, caching) = match kind {
+        let (own, caching) = match kind {
             Kind::Archive(checksum) => (
                 format!("\"{}\"", checksum.digest()),
                 // RFC 8246: not even a reload asks again.
@@ -283,6 +302,7 @@ impl Entry {
                 "public, no-cache",
             ),
         };
+        let tag = tag.unwrap_or(own);
         let media = match kind {
             Kind::Archive(_) => "application/octet-stream",
             Kind::Index => media_type(path),

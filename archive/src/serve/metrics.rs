@@ -2,6 +2,7 @@
 //! What is counted, and how Prometheus reads it.
 
 use super::Shared;
+use super::tls::Tls;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,6 +24,8 @@ pub(super) struct Metrics {
     pub(super) hooks_refused: AtomicU64,
     pub(super) updates: AtomicU64,
     pub(super) updates_failed: AtomicU64,
+    pub(super) orders: AtomicU64,
+    pub(super) orders_failed: AtomicU64,
 }
 
 impl Metrics {
@@ -132,6 +135,16 @@ pub(super) fn render(shared: &Shared) -> String {
             "Updates that failed.",
             &metrics.updates_failed,
         ),
+        (
+            "acme_orders_total",
+            "Certificates that were ordered.",
+            &metrics.orders,
+        ),
+        (
+            "acme_orders_failed_total",
+            "Orders that failed.",
+            &metrics.orders_failed,
+        ),
     ];
     for (name, help, counter) in counters {
         family(name, "counter", help, &[("", value(counter))]);
@@ -151,6 +164,16 @@ pub(super) fn render(shared: &Shared) -> String {
             "update_last_success_timestamp_seconds",
             "When an update last succeeded, 0 for never.",
             shared.updates.last_success(),
+        ),
+        (
+            "tls_certificate_expiry_timestamp_seconds",
+            "Until when the certificate is good, 0 for none.",
+            shared.tls.as_ref().and_then(Tls::expiry).unwrap_or(0),
+        ),
+        (
+            "acme_next_order_timestamp_seconds",
+            "When the next certificate is ordered, 0 for never.",
+            shared.acme.as_ref().map_or(0, |acme| acme.next()),
         ),
         (
             "start_timestamp_seconds",

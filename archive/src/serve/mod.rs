@@ -5,6 +5,9 @@
 //! HTTP/1 is ours, because no library sends files by sendfile(2); HTTP/2 is hyper's, TLS rustls'. What is answered is decided in one
 //! place for both (`respond`). Memory does not depend on the size of files, and on clients only by what their sockets and TLS need.
 
+mod acme;
+mod assembled;
+mod certificate;
 mod clock;
 mod conditions;
 mod connections;
@@ -27,12 +30,14 @@ mod tls;
 mod update;
 mod worker;
 
+pub use acme::{AcmeOptions, Authority, Challenge, HostName};
 pub use hook::HookSecret;
 pub use listen::Listener;
 pub use log::{AccessLog, LogFormat};
 pub use tls::TlsFiles;
 pub use update::{Cause, Update};
 
+use acme::Acme;
 use connections::Table;
 use files::Root;
 use metrics::Metrics;
@@ -72,13 +77,22 @@ pub struct Options {
     /// The access log, if any.
     pub access_log: Option<AccessLog>,
     /// The certificate, for listeners with TLS.
-    pub tls: Option<TlsFiles>,
+    pub tls: Option<Certificates>,
     /// The secret of hooks; without it there are none.
     pub hook_secret: Option<HookSecret>,
     /// The time between updates; without it only hooks set one off.
     pub poll: Option<Duration>,
     /// How long clients may take.
     pub patience: Patience,
+}
+
+/// Where the certificate comes from.
+#[derive(Clone, Debug)]
+pub enum Certificates {
+    /// From files that somebody else writes.
+    Files(TlsFiles),
+    /// From an authority, ordered by the server itself.
+    Acme(AcmeOptions),
 }
 
 /// How long clients may take before they are cut off.
@@ -170,6 +184,8 @@ struct Shared {
     patience: Patience,
     log: Option<log::Writer>,
     tls: Option<tls::Tls>,
+    /// Who orders the certificate of `tls`.
+    acme: Option<Arc<Acme>>,
     hook: Option<HookSecret>,
     updates: Arc<Updates>,
     standing: Standing,
@@ -193,13 +209,16 @@ pub struct Server {
 pub struct Handle(Arc<Shared>);
 
 impl Handle {
-    /// Opens the access log anew and reads the certificate again if it changed.
+    /// Opens the access log anew, reads the certificate again if it changed, and orders one at once if one is due that did not come.
     pub fn reload(&self) {
         if let Some(log) = &self.0.log {
             log.reopen();
         }
         if let Some(tls) = &self.0.tls {
             tls.refresh();
+        }
+        if let Some(acme) = &self.0.acme {
+            acme.ask();
         }
     }
 }
@@ -220,7 +239,16 @@ impl Server {
         }
         let open =
             |path: PathBuf| Root::open(&path).map_err(|source| Error::Directory { path, source });
-        let tls = options.tls.map(tls::Tls::open).transpose()?;
+        let mut acme = None;
+        let tls = match options.tls {
+            None => None,
+            Some(Certificates::Files(files)) => Some(tls::Tls::open(files)?),
+            Some(Certificates::Acme(options_of_acme)) => {
+                let orders = Arc::new(Acme::new(options_of_acme, &options.directory));
+                acme = Some(Arc::clone(&orders));
+                Some(tls::Tls::ordered(orders)?)
+            }
+        };
         if tls.is_none()
             && let Some(listener) = listeners.iter().find(|listener| listener.tls())
         {
@@ -251,6 +279,7 @@ impl Server {
                 .map(log::Writer::start)
                 .transpose()?,
             tls,
+            acme,
             hook: options.hook_secret,
             updates: Arc::default(),
             standing: Standing::new(options.directory),
@@ -329,12 +358,19 @@ impl Server {
                 None => std::future::pending().await,
             }
         };
+        let ordering = async {
+            match (&shared.acme, &shared.tls) {
+                (Some(acme), Some(tls)) => acme.run(tls, metrics).await,
+                _ => std::future::pending().await,
+            }
+        };
         let serving = async {
             tokio::pin!(accepting);
             tokio::select! {
                 result = &mut accepting => return result,
                 () = stopping => {}
                 () = updating => {}
+                () = ordering => {}
             }
             // An update is dropped here: the next one goes on where it was.
             self.stop.send_replace(true);

@@ -2,6 +2,7 @@
 //! The page for people: what is served, what is missing and what happened lately. Without scripts, in the reader's own colours, and with
 //! everything from outside escaped.
 
+use super::Shared;
 use super::clock::seconds;
 use super::conditions::written;
 use super::files::Found;
@@ -257,12 +258,37 @@ fn write_server(page: &mut String, worker: &Worker) -> fmt::Result {
     let sent = metrics.sent_bytes.load(Ordering::Relaxed);
     write_fact(page, "Sent", Size(sent))?;
     write_fact(page, "Connections", Grouped(shared.table.open() as u64))?;
-    page.push_str("</ul>\n");
+    write_certificate(page, shared)?;
     writeln!(
         page,
         "<p class=\"dim\">obuild {} · <a href=\"/metrics\">metrics</a></p>\n</section>",
         env!("CARGO_PKG_VERSION")
     )
+}
+
+/// Until when the certificate is good, and why there is no newer one.
+fn write_certificate(page: &mut String, shared: &Shared) -> fmt::Result {
+    if let Some(tls) = &shared.tls {
+        match tls.expiry() {
+            Some(until) => {
+                let class = if until > seconds() { "good" } else { "bad" };
+                write_fact(page, "Certificate ends", Classed(class, Ago(until)))?;
+            }
+            None => write_fact(page, "Certificate", Classed("bad", "none yet"))?,
+        }
+    }
+    page.push_str("</ul>\n");
+    if let Some(acme) = &shared.acme
+        && let Some(failure) = acme.failure()
+    {
+        writeln!(
+            page,
+            "<p><span class=\"bad\">No new certificate came:</span> {}. Next try {}.</p>",
+            Escaped(&failure),
+            Ago(acme.next())
+        )?;
+    }
+    Ok(())
 }
 
 fn write_fact(page: &mut String, name: &str, value: impl Display) -> fmt::Result {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Decides what is answered to a request; how it is sent is the protocols' affair.
 
+use super::acme::WELL_KNOWN;
 use super::conditions::{Verdict, judge, range_counts};
 use super::files::{Entry, Found};
 use super::place::{Kind, Nowhere, Place, find};
@@ -130,8 +131,23 @@ pub(super) fn respond(worker: &Worker, request: &Request<'_>) -> Response {
             },
             None => Response::status(404),
         },
-        _ => file(worker, request, path),
+        _ => match proof(worker, path) {
+            Some(proof) => Response {
+                status: 200,
+                entry: None,
+                // RFC 8555 §8.3.
+                fields: vec![("content-type", "application/octet-stream".to_owned())],
+                body: Body::Bytes(proof.into()),
+            },
+            None => file(worker, request, path),
+        },
     }
+}
+
+/// What a certificate authority asks for, while one is ordered.
+fn proof(worker: &Worker, path: &str) -> Option<String> {
+    let acme = worker.shared.acme.as_ref()?;
+    acme.http_answer(path.strip_prefix(WELL_KNOWN)?)
 }
 
 fn file(worker: &Worker, request: &Request<'_>, path: &str) -> Response {

@@ -7,7 +7,7 @@ use super::files::{Files, Limits};
 use super::log::{Lines, Record};
 use super::metrics::Metrics;
 use super::stream::{Socket, Stream};
-use super::{Error, Shared, http1, http2};
+use super::{Error, Shared, acme, http1, http2};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -205,7 +205,12 @@ async fn serve(worker: Rc<Worker>, client: Rc<Client>, stream: TcpStream, tls: b
     let mut stream = match (tls, &worker.shared.tls) {
         (true, Some(tls)) => match tls.accept(stream, worker.chunk_bytes(u64::MAX)).await {
             Ok(stream) => {
-                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                let protocol = stream.get_ref().1.alpn_protocol();
+                if protocol == Some(acme::PROTOCOL) {
+                    // The handshake was all (RFC 8737 §3).
+                    return;
+                }
+                let is_http2 = protocol == Some(b"h2");
                 let stream = Stream::new(Socket::Tls(Box::new(stream)));
                 if is_http2 {
                     return http2::serve(worker, client, stream).await;

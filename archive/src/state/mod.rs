@@ -14,11 +14,12 @@ pub use status::{Missing, Noted, Status};
 pub use table::{Declared, Note, Package, Table};
 
 use crate::cache::private;
+use crate::replace::replace;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Seconds since 1970, UTC.
@@ -157,7 +158,7 @@ impl State {
                 Some("packages.a") => "packages.b",
                 _ => "packages.a",
             };
-            replace(&private.join(name), &table.encode())?;
+            replace(&private.join(name), &table.encode()).map_err(StateError::Write)?;
             self.table = Some(name.to_owned());
             self.packages = table.packages.len() as u64;
             self.archives = table.archives() as u64;
@@ -165,7 +166,7 @@ impl State {
         let mut text = serde_json::to_vec_pretty(self)
             .map_err(|error| StateError::Write(io::Error::other(error)))?;
         text.push(b'\n');
-        replace(&private.join("state.json"), &text)
+        replace(&private.join("state.json"), &text).map_err(StateError::Write)
     }
 
     /// Notes that the repository was looked at, whatever came of it.
@@ -182,20 +183,6 @@ impl State {
             .parse()
             .ok()
     }
-}
-
-/// Puts a file in the place of another, or leaves that: there is no time at which it is neither.
-pub(crate) fn replace(path: &Path, data: &[u8]) -> Result<(), StateError> {
-    let mut beside = PathBuf::from(path);
-    beside.add_extension("new");
-    let write = || {
-        let mut file = fs::File::create(&beside)?;
-        file.write_all(data)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        fs::File::open(path.parent().unwrap_or(path))?.sync_all()
-    };
-    write().map_err(StateError::Write)
 }
 
 #[cfg(test)]

@@ -134,6 +134,7 @@ impl Engine {
             used: time,
             duration: Duration::ZERO,
             size_bytes: None,
+            config: None,
         }
     }
 

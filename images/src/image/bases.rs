@@ -6,7 +6,7 @@ use crate::resolve::{ChainLayer, Resolved, Source};
 use crate::{Compression, Digest, Error, Reference};
 use obuild_stores::{SnapshotId, Store};
 use serde::{Deserialize, Serialize};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// What a base image was.
@@ -121,8 +121,5 @@ pub fn remember_base(store: &dyn Store, resolved: &Resolved) -> Result<(), Error
         fs_err::create_dir_all(directory).map_err(failed)?;
     }
     let text = serde_json::to_vec(&record).map_err(|error| failed(error.into()))?;
-    let unfinished = path.with_extension(std::process::id().to_string());
-    fs_err::write(&unfinished, text)
-        .and_then(|()| fs_err::rename(&unfinished, &path))
-        .map_err(failed)
+    crate::replace(&path, failed, |file| file.write_all(&text).map_err(failed))
 }

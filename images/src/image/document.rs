@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The documents of an image: OCI image-spec v1.1 config.md and manifest.md. The same image gives the same bytes.
 
-use super::ImageLayer;
 use crate::{Digest, ImageConfig, host_architecture};
 use bstr::{BString, ByteSlice};
+use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -14,13 +14,15 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 #[derive(Serialize)]
 struct Document<'a> {
-    created: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created: Option<String>,
     architecture: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     variant: Option<&'a str>,
     os: &'a str,
     config: Processes<'a>,
     rootfs: RootFs,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     history: Vec<History<'a>>,
 }
 
@@ -98,14 +100,15 @@ fn texts(list: Option<&Vec<BString>>) -> Option<Vec<String>> {
     list.map(|list| list.iter().map(text).collect())
 }
 
-/// Returns the configuration. `history` tells, for each step, what it was and whether it left no layer.
+/// Returns the configuration of an image whose uncompressed layers have these digests. `history` tells, for each step, what it was and whether
+/// it left no layer.
 pub(super) fn config(
     config: &ImageConfig,
-    layers: &[ImageLayer],
+    diff_ids: impl Iterator<Item = Digest>,
     history: &[(String, bool)],
-    created: i64,
+    created: Option<i64>,
 ) -> Vec<u8> {
-    let created = rfc3339(created);
+    let created = created.map(rfc3339);
     let or = |value: &'_ str, default: &'static str| {
         if value.is_empty() {
             default.to_owned()
@@ -147,15 +150,12 @@ pub(super) fn config(
         },
         rootfs: RootFs {
             r#type: "layers",
-            diff_ids: layers
-                .iter()
-                .map(|layer| layer.blob.diff_id.to_string())
-                .collect(),
+            diff_ids: diff_ids.map(|digest| digest.to_string()).collect(),
         },
         history: history
             .iter()
             .map(|(created_by, empty_layer)| History {
-                created: created.clone(),
+                created: created.clone().unwrap_or_default(),
                 created_by,
                 empty_layer: *empty_layer,
             })
@@ -165,9 +165,9 @@ pub(super) fn config(
 }
 
 /// Returns the manifest of an image with this configuration.
-pub(super) fn manifest(
+pub(super) fn manifest<'a>(
     config: &[u8],
-    layers: &[ImageLayer],
+    layers: impl Iterator<Item = Descriptor<'a>>,
     annotations: &BTreeMap<String, String>,
 ) -> Vec<u8> {
     let document = Manifest {
@@ -178,44 +178,18 @@ pub(super) fn manifest(
             digest: Digest::of(config).to_string(),
             size: config.len() as u64,
         },
-        layers: layers
-            .iter()
-            .map(|layer| Descriptor {
-                media_type: &layer.blob.media_type,
-                digest: layer.blob.digest.to_string(),
-                size: layer.blob.size,
-            })
-            .collect(),
+        layers: layers.collect(),
         annotations,
     };
     serde_json::to_vec(&document).expect("it has string keys only")
 }
 
-/// Writes seconds since 1970 as RFC 3339 has them. The calendar is that of Howard Hinnant's `civil_from_days`.
+/// Writes seconds since 1970 as RFC 3339 has them, with years of four digits.
 fn rfc3339(seconds: i64) -> String {
-    // Years of four digits only.
-    let seconds = seconds.clamp(0, 253_402_300_799);
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    )
+    Timestamp::from_second(seconds.max(0))
+        .unwrap_or(Timestamp::MAX)
+        .strftime("%FT%TZ")
+        .to_string()
 }
 
 #[cfg(test)]
@@ -230,6 +204,7 @@ mod tests {
         assert_eq!(rfc3339(951_827_696), "2000-02-29T12:34:56Z");
         assert_eq!(rfc3339(1_767_225_599), "2025-12-31T23:59:59Z");
         assert_eq!(rfc3339(4_107_542_400), "2100-03-01T00:00:00Z");
-        assert_eq!(rfc3339(i64::MAX), "9999-12-31T23:59:59Z");
+        assert_eq!(rfc3339(-1), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(i64::MAX), "9999-12-30T22:00:00Z");
     }
 }

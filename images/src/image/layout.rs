@@ -49,12 +49,7 @@ pub(super) fn index(
 ) -> Result<Vec<u8>, serde_json::Error> {
     let mut index = match old {
         Some(old) => serde_json::from_slice(old)?,
-        None => Index {
-            schema_version: 2,
-            media_type: Some("application/vnd.oci.image.index.v1+json".to_owned()),
-            manifests: Vec::new(),
-            others: BTreeMap::new(),
-        },
+        None => Index::new(),
     };
     let digest = image.digest().to_string();
     let tags: Vec<Option<&str>> = match names {
@@ -65,26 +60,48 @@ pub(super) fn index(
         let tag = entry["annotations"][TAG].as_str();
         !tags.contains(&tag) && (tag.is_some() || entry["digest"] != digest.as_str())
     });
-    let entry = |name: Option<&ImageName>| {
-        let mut annotations = BTreeMap::new();
-        if let Some(name) = name {
-            annotations.insert(NAME, name.to_string());
-            annotations.extend(name.tag().map(|tag| (TAG, tag.to_owned())));
-        }
-        serde_json::to_value(Entry {
-            media_type: MANIFEST,
-            digest: digest.clone(),
-            size: image.manifest.len(),
-            annotations,
-        })
-    };
     if names.is_empty() {
-        index.manifests.push(entry(None)?);
+        index.add(&image.manifest, BTreeMap::new())?;
     }
     for name in names {
-        index.manifests.push(entry(Some(name))?);
+        let mut annotations = BTreeMap::from([(NAME, name.to_string())]);
+        annotations.extend(name.tag().map(|tag| (TAG, tag.to_owned())));
+        index.add(&image.manifest, annotations)?;
     }
     serde_json::to_vec(&index)
+}
+
+/// Returns `index.json` of a layout that has one image alone.
+pub(super) fn index_of(manifest: &[u8], tag: Option<&str>) -> Result<Vec<u8>, serde_json::Error> {
+    let mut index = Index::new();
+    let tag = tag.map(|tag| (TAG, tag.to_owned()));
+    index.add(manifest, tag.into_iter().collect())?;
+    serde_json::to_vec(&index)
+}
+
+impl Index {
+    fn new() -> Self {
+        Self {
+            schema_version: 2,
+            media_type: Some("application/vnd.oci.image.index.v1+json".to_owned()),
+            manifests: Vec::new(),
+            others: BTreeMap::new(),
+        }
+    }
+
+    fn add(
+        &mut self,
+        manifest: &[u8],
+        annotations: BTreeMap<&'static str, String>,
+    ) -> Result<(), serde_json::Error> {
+        self.manifests.push(serde_json::to_value(Entry {
+            media_type: MANIFEST,
+            digest: Digest::of(manifest).to_string(),
+            size: manifest.len(),
+            annotations,
+        })?);
+        Ok(())
+    }
 }
 
 impl Image {
@@ -95,19 +112,12 @@ impl Image {
     ///
     /// When the directory cannot be written, or a layer's file is damaged.
     pub fn write_layout(&self, directory: &Path, names: &[ImageName]) -> Result<(), Error> {
-        let blobs = directory.join("blobs/sha256");
-        fs_err::create_dir_all(&blobs).map_err(|error| Error::io("make", &blobs, error))?;
         for layer in &self.layers {
-            let path = blob_path(directory, layer.blob.digest);
-            let there = fs_err::metadata(&path)
-                .is_ok_and(|metadata| metadata.is_file() && metadata.len() == layer.blob.size);
-            if !there {
-                replace(&path, |file| layer.copy(file))?;
-            }
+            let blob = &layer.blob;
+            write_blob(directory, blob.digest, blob.size, |file| layer.copy(file))?;
         }
         for document in [&self.config, &self.manifest] {
-            let path = blob_path(directory, Digest::of(document));
-            replace(&path, |file| put(&path, file, document))?;
+            write_document(directory, document)?;
         }
         let index = directory.join("index.json");
         let old = match fs_err::read(&index) {
@@ -131,31 +141,66 @@ impl ImageLayer {
     pub(super) fn copy(&self, to: &mut dyn Write) -> Result<(), Error> {
         let path = &self.blob.path;
         let mut file = fs_err::File::open(path).map_err(|error| Error::io("open", path, error))?;
-        let mut hash = Sha256::new();
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            match file.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(count) => {
-                    hash.update(&buffer[..count]);
-                    to.write_all(&buffer[..count])
-                        .map_err(|error| Error::io("write a copy of", path, error))?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::io("read", path, error)),
-            }
-        }
-        let found = Digest(hash.finalize().into());
-        if found == self.blob.digest {
-            return Ok(());
-        }
-        Err(Error::Digest {
-            path: path.clone(),
-            what: "its digest",
-            expected: self.blob.digest,
-            found,
-        })
+        copy(&mut file, self.blob.digest, path, to)
     }
+}
+
+/// Copies a blob and checks that it is what it should be. `path` is for messages.
+pub(super) fn copy(
+    from: &mut dyn Read,
+    digest: Digest,
+    path: &Path,
+    to: &mut dyn Write,
+) -> Result<(), Error> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                hash.update(&buffer[..count]);
+                to.write_all(&buffer[..count])
+                    .map_err(|error| Error::io("write a copy of", path, error))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io("read", path, error)),
+        }
+    }
+    let found = Digest(hash.finalize().into());
+    if found == digest {
+        return Ok(());
+    }
+    Err(Error::Digest {
+        path: path.to_owned(),
+        what: "its digest",
+        expected: digest,
+        found,
+    })
+}
+
+/// Writes a blob into a layout, unless it is there.
+pub(super) fn write_blob(
+    directory: &Path,
+    digest: Digest,
+    size: u64,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let path = blob_path(directory, digest);
+    if let Some(blobs) = path.parent() {
+        fs_err::create_dir_all(blobs).map_err(|error| Error::io("make", blobs, error))?;
+    }
+    let there =
+        fs_err::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size);
+    if there { Ok(()) } else { replace(&path, write) }
+}
+
+/// Writes a document into a layout, whatever has its name.
+pub(super) fn write_document(directory: &Path, document: &[u8]) -> Result<(), Error> {
+    let path = blob_path(directory, Digest::of(document));
+    if let Some(blobs) = path.parent() {
+        fs_err::create_dir_all(blobs).map_err(|error| Error::io("make", blobs, error))?;
+    }
+    replace(&path, |file| put(&path, file, document))
 }
 
 pub(crate) fn put(path: &Path, file: &mut dyn Write, text: &[u8]) -> Result<(), Error> {
@@ -163,20 +208,11 @@ pub(crate) fn put(path: &Path, file: &mut dyn Write, text: &[u8]) -> Result<(), 
         .map_err(|error| Error::io("write", path, error))
 }
 
-/// Writes beside the file and renames, so that half a file never has its name.
+/// Replaces a file as a whole.
 pub(crate) fn replace(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(format!(".{}.tmp", std::process::id()));
     let failed = |error| Error::io("write", path, error);
-    let written = fs_err::File::create(&unfinished)
-        .map_err(failed)
-        .and_then(|mut file| write(&mut file))
-        .and_then(|()| fs_err::rename(&unfinished, path).map_err(failed));
-    if written.is_err() {
-        let _ = fs_err::remove_file(&unfinished);
-    }
-    written
+    crate::beside::replace(path, failed, |file| write(file))
 }

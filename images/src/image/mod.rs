@@ -8,10 +8,13 @@ mod archive;
 mod bases;
 mod document;
 pub(crate) mod layout;
+mod stacked;
 
 pub use archive::ArchiveFormat;
 use bases::BaseRecord;
 pub use bases::remember_base;
+use document::Descriptor;
+pub use stacked::StackedImage;
 
 use crate::layer::{LayerBlob, LayerOptions, Times, layer};
 use crate::registry::{BlobData, PushBlob, PushImage, PushManifest};
@@ -99,8 +102,14 @@ impl Image {
         let created = match request.layers.times {
             Times::Fixed(seconds) | Times::Latest(seconds) => seconds,
         };
-        let config = document::config(&request.config, &layers, &history, created);
-        let manifest = document::manifest(&config, &layers, &request.annotations);
+        let diff_ids = layers.iter().map(|layer| layer.blob.diff_id);
+        let config = document::config(&request.config, diff_ids, &history, Some(created));
+        let described = layers.iter().map(|layer| Descriptor {
+            media_type: &layer.blob.media_type,
+            digest: layer.blob.digest.to_string(),
+            size: layer.blob.size,
+        });
+        let manifest = document::manifest(&config, described, &request.annotations);
         Ok(Self {
             layers,
             config,

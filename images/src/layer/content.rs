@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Finds where two files differ: lines of text, members of archives, bytes of anything else.
 
+use crate::stream::read_full;
 use bstr::{BString, ByteSlice};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -50,7 +51,10 @@ pub(super) fn pieces(one: File, other: File) -> io::Result<Option<Piece>> {
     let mut offset = 0;
     let (was, now) = loop {
         let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
-        let (some, more) = (fill(&mut one, &mut left)?, fill(&mut other, &mut right)?);
+        let (some, more) = (
+            read_full(&mut one, &mut left)?,
+            read_full(&mut other, &mut right)?,
+        );
         left.truncate(some);
         right.truncate(more);
         if left != right {
@@ -83,19 +87,6 @@ pub(super) fn pieces(one: File, other: File) -> io::Result<Option<Piece>> {
         now,
         sizes,
     }))
-}
-
-fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match reader.read(&mut buffer[length..]) {
-            Ok(0) => break,
-            Ok(count) => length += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(length)
 }
 
 /// Compares text, by lines between those that both begin and end with.

@@ -170,16 +170,15 @@ pub fn layer(
     Ok(blob)
 }
 
-/// Returns where the tree of one snapshot differs from that of another, whatever they have to do with each other, as far as a layer
-/// with these times would tell it.
+/// Returns where the tree of one snapshot differs from that of another, whatever they have to do with each other, and be they of two stores, as
+/// far as a layer with these times would tell it.
 pub fn differences(
-    store: &dyn Store,
-    one: SnapshotId,
-    other: SnapshotId,
+    one: (&dyn Store, SnapshotId),
+    other: (&dyn Store, SnapshotId),
     times: Times,
     cancelled: Cancelled<'_>,
 ) -> Result<Vec<Difference>, Error> {
-    let open = |id: SnapshotId| {
+    let open = |(store, id): (&dyn Store, SnapshotId)| {
         let snapshot = store.get(id)?;
         let snapshot = snapshot.ok_or(obuild_stores::Error::NoSuchSnapshot(id))?;
         snapshot.rootfs.open()
@@ -187,7 +186,7 @@ pub fn differences(
     let failed = |error: TreeError| match error {
         TreeError::Cancelled => Error::Cancelled,
         source => Error::Layer {
-            id: other.to_string(),
+            id: other.1.to_string(),
             source: Box::new(source.into()),
         },
     };

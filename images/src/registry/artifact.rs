@@ -6,6 +6,7 @@ use super::{Client, ImageName};
 use crate::Error;
 use crate::digest::Digest;
 use crate::share::Manifest;
+use std::path::PathBuf;
 
 impl Client {
     /// Reads the manifest that a name means at this moment, and its configuration. What was read before costs one small request.
@@ -42,12 +43,23 @@ impl Client {
         size: u64,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Vec<u8>, Error> {
+        let path = self.keep(name, digest, size, cancelled)?;
+        fs_err::read(&path).map_err(|error| Error::io("read", &path, error))
+    }
+
+    /// Fetches a blob unless it is kept already, and returns its file.
+    pub(crate) fn keep(
+        &self,
+        name: &ImageName,
+        digest: Digest,
+        size: u64,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<PathBuf, Error> {
         let wanted = self.wanted(name, digest, size);
         let fetching = super::download::fetch(&self.transport, &self.blobs, &wanted);
         self.wait(cancelled, fetching)
             .map_err(|error| Error::registry(name, error))?;
-        let path = self.blobs.path(digest);
-        fs_err::read(&path).map_err(|error| Error::io("read", &path, error))
+        Ok(self.blobs.path(digest))
     }
 
     /// Takes the file of a blob away from those that are kept.

@@ -12,7 +12,6 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The directory of blobs. Cheap to make; directories appear when something is written.
 #[derive(Clone, Debug)]
@@ -57,37 +56,31 @@ impl Blobs {
 
     /// Keeps a small blob whose digest was checked.
     pub(super) fn put(&self, digest: Digest, bytes: &[u8]) -> Result<(), Error> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         let path = self.path(digest);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let unfinished = self.partial_path(digest, &format!(".{}.{number}", std::process::id()))?;
+        // What a kill leaves there goes when room is made.
+        let directory = self.partial()?;
         let write = || -> std::io::Result<()> {
-            let mut file = fs_err::File::create(&unfinished)?;
+            let mut file = tempfile::NamedTempFile::new_in(&directory)?;
             file.write_all(bytes)?;
-            drop(file);
-            fs_err::rename(&unfinished, &path)
+            file.persist(&path)?;
+            Ok(())
         };
-        write().map_err(|error| {
-            let _ = fs_err::remove_file(&unfinished);
-            Error::io("write", path.clone(), error)
-        })
+        write().map_err(|error| Error::io("write", path.clone(), error))
     }
 
-    fn partial_path(&self, digest: Digest, suffix: &str) -> Result<PathBuf, Error> {
+    /// Returns the directory of blobs that are not whole, which is there then, as is the one of those that are.
+    fn partial(&self) -> Result<PathBuf, Error> {
         for name in ["partial", "blobs/sha256"] {
             let directory = self.root.join(name);
             fs_err::create_dir_all(&directory)
                 .map_err(|error| Error::io("create", &directory, error))?;
         }
-        Ok(self
-            .root
-            .join("partial")
-            .join(format!("{}{suffix}", digest.digits())))
+        Ok(self.root.join("partial"))
     }
 
     /// Opens the file of a blob that is to be fetched, with what an earlier attempt has left in it; `None` while another holds it.
     pub(super) fn try_begin(&self, digest: Digest) -> Result<Option<Partial>, Error> {
-        let path = self.partial_path(digest, "")?;
+        let path = self.partial()?.join(digest.digits());
         loop {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let file = open(&path, flags, Mode::from_raw_mode(0o600))

@@ -44,9 +44,7 @@ impl Known {
                 let half = text[text.len() / 2..]
                     .split_once('\n')
                     .map_or("", |(_, rest)| rest);
-                let unfinished = path.with_extension(format!("new.{}", std::process::id()));
-                fs_err::write(&unfinished, half)?;
-                fs_err::rename(&unfinished, &path)?;
+                crate::replace(&path, |error| error, |file| file.write_all(half.as_bytes()))?;
             }
             let mut file = fs_err::OpenOptions::new()
                 .create(true)

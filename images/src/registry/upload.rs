@@ -20,6 +20,8 @@ use std::time::Duration;
 /// The largest chunk, and the largest blob that goes in one piece. A cut costs at most so much where the registry forgets what it got of an
 /// unfinished chunk.
 const CHUNK: u64 = 16 << 20;
+/// The largest blob that goes from memory, over a connection that is open already; it is short enough not to be timed out while it goes.
+const SMALL: u64 = 256 << 10;
 /// Bytes handed to the connection at once.
 const PIECE: usize = 64 << 10;
 /// Pieces that wait for the connection.
@@ -201,7 +203,9 @@ impl Upload {
             .call(Method::PUT, address)
             .header(CONTENT_TYPE, "application/octet-stream")
             .header(CONTENT_LENGTH, length.to_string());
-        let answer = if at_once {
+        let answer = if at_once && size <= SMALL {
+            self.small(call.clone(), digest, data, size).await?
+        } else if at_once {
             self.stream(&call, digest, data, 0, size, counted).await?
         } else {
             self.transport.once(&call, super::pull::limit()).await?
@@ -216,6 +220,34 @@ impl Upload {
             })),
             _ => Ok(()),
         }
+    }
+
+    /// Sends a request whose body is the blob, which fits into memory.
+    async fn small(
+        &self,
+        mut call: Call,
+        digest: Digest,
+        data: &BlobData,
+        size: u64,
+    ) -> Result<Fetched, Failure> {
+        let data = data.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut bytes = Vec::new();
+            data.open(digest, 0)?.take(size).read_to_end(&mut bytes)?;
+            Ok::<_, std::io::Error>(bytes)
+        });
+        let reason = match reading.await {
+            Ok(Ok(bytes)) if bytes.len() as u64 == size => {
+                call.body = bytes.into();
+                let answer = self.transport.once(&call, super::pull::limit()).await;
+                self.counters.sent.fetch_add(size, Ordering::Relaxed);
+                return answer;
+            }
+            Ok(Ok(bytes)) => format!("it ends {} bytes early", size - bytes.len() as u64),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => return Err(Failure::Final(Error::Cancelled)),
+        };
+        Err(Failure::Final(Error::Source { digest, reason }))
     }
 
     /// Sends a request whose body is a part of the blob.

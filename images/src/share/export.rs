@@ -2,14 +2,15 @@
 //! Writes a cache: into a registry, which gets only what it lacks, or into an OCI image layout.
 
 use super::{
-    CacheDocument, CachePlace, DOCUMENT, Descriptor, LOG, SharedBlob, SharedCopy, SharedStep,
-    VERSION, bad,
+    CacheDocument, CacheImport, CachePlace, DOCUMENT, Descriptor, LOG, SharedBlob, SharedCopy,
+    SharedStep, VERSION, bad,
 };
 use crate::image::layout::{MARKER, TAG, put, replace};
 use crate::layer::{LayerBlob, blob_path};
 use crate::registry::{BlobData, Client, PushBlob, PushImage, PushManifest, PushProgress};
 use crate::registry::{PushReport, push};
 use crate::{Digest, Error};
+use obuild_stores::SnapshotId;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io;
@@ -66,6 +67,27 @@ impl CacheExport {
     /// Adds what a copy was found to copy.
     pub fn add_copy(&mut self, copy: SharedCopy) {
         self.document.copies.push(copy);
+    }
+
+    /// Adds a step as another cache has it, which did not have to be fetched; nothing if it was added or the other has it upon another parent.
+    pub fn carry_step(&mut self, from: &CacheImport, step: SnapshotId, parent: SnapshotId) -> bool {
+        let Some(found) = from.find(step).filter(|found| found.parent == parent) else {
+            return false;
+        };
+        if self.document.steps.iter().any(|other| other.step == step) {
+            return false;
+        }
+        let layer = found
+            .layer
+            .as_ref()
+            .map(|layer| (CacheImport::layer_type(), layer.blob));
+        let log = found.log.map(|blob| (LOG, blob));
+        for (media_type, blob) in layer.into_iter().chain(log) {
+            let data = from.data(blob.digest);
+            self.add_blob(media_type, blob.digest, blob.size, data);
+        }
+        self.add_step(found.clone());
+        true
     }
 
     /// Returns how many steps there are.
@@ -128,7 +150,9 @@ impl CacheExport {
         };
         match place {
             CachePlace::Registry(name) => push(client, name, &parts, progress, cancelled),
-            CachePlace::Local { directory, tag } => write_layout(directory, tag, &parts, cancelled),
+            CachePlace::Local { directory, tag } => {
+                write_layout(directory, tag, &parts, client, cancelled)
+            }
         }
     }
 }
@@ -154,6 +178,7 @@ fn write_layout(
     directory: &Path,
     tag: &str,
     parts: &PushImage,
+    client: &Client,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<PushReport, Error> {
     let blobs = directory.join("blobs/sha256");
@@ -170,8 +195,13 @@ fn write_layout(
             spared_bytes += blob.size;
             continue;
         }
-        let from = blob
-            .data
+        let data = match &blob.data {
+            BlobData::Registry(name) => {
+                BlobData::File(client.keep(name, blob.digest, blob.size, cancelled)?)
+            }
+            data => data.clone(),
+        };
+        let from = data
             .reader(blob.digest)
             .map_err(|error| Error::io("read what is to be", &path, error))?;
         replace(&path, |file| {

@@ -8,7 +8,7 @@ use crate::image::layout::TAG;
 use crate::import::{Arriving, Progress, repeat};
 use crate::layer::{adopt, blob_path};
 use crate::layout::{Layer, MAX_DOCUMENT};
-use crate::registry::Client;
+use crate::registry::{BlobData, Client};
 use crate::resolve::Remote;
 use crate::{Digest, Error};
 use obuild_stores::{SnapshotId, Store};
@@ -106,6 +106,19 @@ impl CacheImport {
         self.copies.get(&(source, request)).copied()
     }
 
+    /// Returns what layers of caches are.
+    pub(super) fn layer_type() -> &'static str {
+        shared_layers(1).compression.media_type()
+    }
+
+    /// Returns where a blob of it is.
+    pub(super) fn data(&self, digest: Digest) -> BlobData {
+        match &self.source {
+            Source::Registry(remote) => BlobData::Registry(remote.name.clone()),
+            Source::Local(directory) => BlobData::File(blob_path(directory, digest)),
+        }
+    }
+
     /// Begins to fetch a step's layer.
     pub fn start(&self, step: &SharedStep) -> Result<Fetching, Error> {
         let arriving = step.layer.as_ref().map(|layer| {
@@ -121,7 +134,7 @@ impl CacheImport {
                 digest: Some(layer.blob.digest),
                 size: layer.blob.size,
                 diff_id: layer.diff_id,
-                media_type: shared_layers(1).compression.media_type().to_owned(),
+                media_type: Self::layer_type().to_owned(),
             };
             Arriving::start(layer, self.remote())
         });

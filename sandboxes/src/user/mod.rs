@@ -72,10 +72,11 @@ pub(crate) struct Account {
 impl UserSandbox {
     /// Opens the sandbox: looks the users up and refuses those that are somebody's.
     pub fn open(options: UserOptions) -> Result<Self, Error> {
-        if !rustix::process::geteuid().is_root() {
+        if !rustix::process::geteuid().is_root() || obuild_rootless::current().is_some() {
             return Err(Error::Unavailable {
                 sandbox: NAME,
-                reason: "only root can run steps as other users; run obuild as root".to_owned(),
+                reason: "only the host's root can run steps as other users; use --sandbox native"
+                    .to_owned(),
             });
         }
         let accounts = pool::accounts(&options.users, GROUP)?;

@@ -2,7 +2,7 @@
 //! When a step ends, and that all of it ends then, whoever was killed.
 
 use crate::on_every_backend;
-use crate::support::{Tree, eventually, listing, processes, shell, unchanged};
+use crate::support::{Tree, eventually, listing, parent, processes, shell, unchanged};
 use obuild_sandboxes::{Cancel, Command, Error, Exit, OverlayMount, Rootfs, Secret, Stdio};
 use std::time::{Duration, Instant};
 
@@ -300,18 +300,6 @@ fn attacked(
 fn kill(process: u32) {
     let process = rustix::process::Pid::from_raw(process.cast_signed()).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
-}
-
-fn parent(process: u32) -> u32 {
-    let stat = fs_err::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    stat.rsplit_once(") ")
-        .unwrap()
-        .1
-        .split(' ')
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap()
 }
 
 /// Returns the ancestors of a process up to this one, nearest first; in a container, up to its first process.

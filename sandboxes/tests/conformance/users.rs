@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What isolation by user id has of its own: who runs, where, what other build users can reach, and that nothing is handed on.
 
-use crate::support::{Tree, build_users, eventually, helper, listing, processes, shell};
+use crate::support::{Tree, build_users, eventually, helper, listing, parent, processes, shell};
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, Mount, MountSource, Rootfs, Sandbox, Secret, Stdio, User,
     UserOptions, UserSandbox,
@@ -134,14 +134,7 @@ mod tests {
             ("./data", "not an executable"),
             ("./script", "/no/such/perl"),
         ] {
-            let mut command = Command::new([program]);
-            command.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
-            let error = tree.run(&command, &tree.directory()).unwrap_err();
-            assert!(
-                matches!(error, Error::NoProgram { .. }),
-                "{program}: {error:?}"
-            );
-            assert!(error.to_string().contains(words), "{program}: {error}");
+            tree.refuses(program, words);
         }
     }
 
@@ -571,17 +564,6 @@ int main() {
             .spawn()
             .unwrap();
         eventually("it runs", || Path::new(&home).join("begun").exists());
-        let parent = |pid: u32| -> u32 {
-            let stat = fs_err::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-            stat.rsplit_once(") ")
-                .unwrap()
-                .1
-                .split(' ')
-                .nth(1)
-                .unwrap()
-                .parse()
-                .unwrap()
-        };
         let sleeper = processes("sleep\x0086420")[0];
         let supervisor = parent(sleeper);
         let all = [caller.id(), parent(supervisor), supervisor];

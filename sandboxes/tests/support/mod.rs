@@ -331,6 +331,18 @@ impl Tree {
     }
 
     /// Returns what of ours is mounted on the host. Others may mount and unmount at the same time.
+    /// Runs a program that cannot be run; the error says these words.
+    pub fn refuses(&self, program: &str, words: &str) {
+        let mut command = Command::new([program]);
+        command.env = vec![("PATH".into(), "/usr/bin:/bin".into())];
+        let error = self.run(&command, &self.directory()).unwrap_err();
+        assert!(
+            matches!(error, Error::NoProgram { .. }),
+            "{program}: {error:?}"
+        );
+        assert!(error.to_string().contains(words), "{program}: {error}");
+    }
+
     pub fn host_mounts(&self) -> Vec<String> {
         let all = fs_err::read_to_string("/proc/self/mountinfo").expect("mountinfo");
         let ours = self.scratch.path().to_str().expect("a path of ours");
@@ -393,6 +405,19 @@ pub fn processes(marker: &str) -> Vec<u32> {
         }
     }
     found
+}
+
+/// Returns the parent of a process.
+pub fn parent(process: u32) -> u32 {
+    let stat = fs_err::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    stat.rsplit_once(") ")
+        .unwrap()
+        .1
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 /// Waits until something holds, for at most ten seconds.

@@ -4,13 +4,13 @@
 //! No stage needs to be told that the one before it was done by an earlier run: what is synced, packed and pushed is remembered by the
 //! archive. Only for which image the command has succeeded is remembered here.
 
-use super::image::{Pushed, Work};
+use super::image::{Made, Pushed, Work, summary};
 use super::sync;
 use crate::cli::{ArchiveDeploy, Format, Global};
 use crate::commands::{print, print_json};
 use crate::failure::{Failure, Negative};
-use crate::values::size;
 use anyhow::Result;
+use obuild_archive::sync::Report;
 use obuild_engine::Kind;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -18,13 +18,15 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// What the stages after the sync did.
+/// What the stages did.
 struct Done {
-    digest: String,
-    pushed: Vec<Pushed>,
+    sync: Report,
+    /// What the image is, in a line.
+    image: String,
+    planning: Duration,
+    made: Made,
     /// Whether the command was run; nothing if there is none.
     command: Option<bool>,
-    image: Duration,
     then: Duration,
 }
 
@@ -34,32 +36,29 @@ pub(crate) fn run(global: &Global, options: &ArchiveDeploy) -> Result<()> {
             .hint("name a registry with --push")
             .into());
     }
-    let report = sync::perform(&options.sync)?;
+    let sync = sync::perform(&options.sync)?;
     let begun = Instant::now();
     let work = Work::plan(global, &options.sync.to, &options.image)?;
-    let (digest, pushed) = work.make(options.sync.progress, None)?;
-    let image = begun.elapsed();
+    let image = summary(&work.planned, work.will.0);
+    let planning = begun.elapsed();
+    let made = work.make(options.sync.output.progress, None)?;
     let begun = Instant::now();
-    let command = then(options, &digest, &report.record.to)?;
+    let command = then(options, &made.digest, &sync.record.to)?;
     let done = Done {
-        digest,
-        pushed,
-        command,
+        sync,
         image,
+        planning,
+        made,
+        command,
         then: begun.elapsed(),
     };
-    match options.sync.format {
-        Format::Json => {
-            let mut value = json!({"sync": sync::to_json(&report)});
-            add(&mut value, &done);
-            print_json(&value)?;
-        }
+    match options.sync.output.format {
+        Format::Json => print_json(&done.to_json())?,
         Format::Text => {
-            print(sync::to_text(&report, &options.sync))?;
-            print(to_text(&done))?;
+            print(sync::to_text(&done.sync, &options.sync) + &done.to_text())?;
         }
     }
-    if report.failed.is_empty() {
+    if done.sync.failed.is_empty() {
         Ok(())
     } else {
         Err(Negative.into())
@@ -98,38 +97,64 @@ fn then(options: &ArchiveDeploy, digest: &str, commit: &str) -> Result<Option<bo
     Ok(Some(true))
 }
 
-fn add(value: &mut Value, done: &Done) {
-    let pushed: Vec<Value> = done.pushed.iter().map(Pushed::to_json).collect();
-    value["image"] =
-        json!({"digest": done.digest, "pushed": pushed, "seconds": done.image.as_secs_f64()});
-    if let Some(ran) = done.command {
-        value["command"] = json!({"ran": ran, "seconds": done.then.as_secs_f64()});
+impl Done {
+    /// Returns whether there was nothing to do: the deployment of before stands.
+    fn skipped(&self) -> bool {
+        let pushed = self
+            .made
+            .pushed
+            .iter()
+            .any(|pushed| pushed.report.is_some());
+        self.sync.nothing && !pushed && self.command != Some(true)
     }
-}
 
-// Writing to a string cannot fail.
-fn to_text(done: &Done) -> String {
-    let mut out = String::new();
-    for pushed in &done.pushed {
-        let _ = match &pushed.report {
-            Some(report) => writeln!(
-                out,
-                "{}: sent {}, spared {}, in {:.1} s",
-                pushed.name,
-                size(report.sent_bytes),
-                size(report.spared_bytes),
-                done.image.as_secs_f64()
-            ),
-            None => writeln!(out, "{}: skipped, it has this image already", pushed.name),
-        };
+    fn making(&self) -> Duration {
+        self.planning + self.made.making
     }
-    match done.command {
-        Some(true) => {
-            let _ = writeln!(out, "command: done in {:.1} s", done.then.as_secs_f64());
+
+    fn to_json(&self) -> Value {
+        let pushed: Vec<Value> = self.made.pushed.iter().map(Pushed::to_json).collect();
+        let mut value = json!({
+            "skipped": self.skipped(),
+            "sync": sync::to_json(&self.sync),
+            "image": {
+                "digest": self.made.digest,
+                "pushed": pushed,
+                "seconds": self.making().as_secs_f64(),
+            },
+            "push": {"seconds": self.made.pushing.as_secs_f64()},
+        });
+        if let Some(ran) = self.command {
+            value["command"] = json!({"ran": ran, "seconds": self.then.as_secs_f64()});
         }
-        Some(false) => out.push_str("command: skipped, it was done for this image\n"),
-        None => {}
+        value
     }
-    let _ = writeln!(out, "{}", done.digest);
-    out
+
+    // Writing to a string cannot fail.
+    fn to_text(&self) -> String {
+        let mut out = format!("image: {}", self.image);
+        for pushed in &self.made.pushed {
+            out.push_str(&pushed.to_text());
+        }
+        match self.command {
+            Some(true) => out.push_str("command: done\n"),
+            Some(false) => out.push_str("command: skipped, it was done for this image\n"),
+            None => {}
+        }
+        if self.skipped() {
+            out.push_str("nothing has changed: the last deployment stands\n");
+        }
+        let _ = write!(
+            out,
+            "seconds: sync {:.1}, image {:.1}, push {:.1}",
+            self.sync.time.as_secs_f64(),
+            self.making().as_secs_f64(),
+            self.made.pushing.as_secs_f64()
+        );
+        if self.command == Some(true) {
+            let _ = write!(out, ", command {:.1}", self.then.as_secs_f64());
+        }
+        let _ = writeln!(out, "\n{}", self.made.digest);
+        out
+    }
 }

@@ -3,7 +3,7 @@
 
 use super::existing;
 use super::meter::run_blocking;
-use crate::cli::{ArchiveImage, ArchiveImageOptions, Format, Global, ProgressKind};
+use crate::cli::{ArchiveImage, ArchiveImageOptions, Format, Global, IndexKind, ProgressKind};
 use crate::commands::{print, print_json};
 use crate::config::Config;
 use crate::failure::Failure;
@@ -19,6 +19,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 /// What became of the image at one name.
 pub(super) struct Pushed {
@@ -40,6 +41,19 @@ impl Pushed {
             None => json!({"name": name, "skipped": true}),
         }
     }
+
+    /// Writes a line about it.
+    pub(super) fn to_text(&self) -> String {
+        let name = &self.name;
+        match &self.report {
+            Some(report) => format!(
+                "{name}: sent {}, spared {}\n",
+                size(report.sent_bytes),
+                size(report.spared_bytes)
+            ),
+            None => format!("{name}: skipped, it has this image already\n"),
+        }
+    }
 }
 
 pub(crate) fn run(global: &Global, options: &ArchiveImage) -> Result<()> {
@@ -53,18 +67,34 @@ pub(crate) fn run(global: &Global, options: &ArchiveImage) -> Result<()> {
     }
     let work = Work::plan(global, &options.directory, &options.image)?;
     if options.dry_run {
-        return match options.format {
+        return match options.output.format {
             Format::Json => print_json(&to_json(&work.planned, work.will, &[], None)),
             Format::Text => print(plan_text(&work.planned, work.will, &work.names)),
         };
     }
     let layout = options.to.clone().map(|to| (to, options.tag.clone()));
     let (planned, will) = (work.planned.clone(), work.will);
-    let (digest, pushed) = work.make(options.progress, layout)?;
-    match options.format {
-        Format::Json => print_json(&to_json(&planned, will, &pushed, Some(&digest))),
-        Format::Text => print(done_text(&planned, will.0, &pushed, &digest)),
+    let made = work.make(options.output.progress, layout)?;
+    match options.output.format {
+        Format::Json => print_json(&to_json(&planned, will, &made.pushed, Some(&made.digest))),
+        Format::Text => {
+            let mut out = summary(&planned, will.0);
+            for pushed in &made.pushed {
+                out.push_str(&pushed.to_text());
+            }
+            print(out + &made.digest + "\n")
+        }
     }
+}
+
+/// An image that was made.
+pub(super) struct Made {
+    pub(super) digest: String,
+    pub(super) pushed: Vec<Pushed>,
+    /// How long it took to make it,
+    pub(super) making: Duration,
+    /// and to push it.
+    pub(super) pushing: Duration,
 }
 
 /// An image that is planned.
@@ -76,7 +106,7 @@ pub(super) struct Work {
     force: bool,
     pub(super) planned: Vec<PlannedLayer>,
     /// Archives that are new and their bytes; bytes to be sent.
-    will: ((u64, u64), u64),
+    pub(super) will: ((u64, u64), u64),
 }
 
 impl Work {
@@ -109,12 +139,12 @@ impl Work {
         })
     }
 
-    /// Makes the image, writes it into a layout if there is to be one, and pushes it. Returns its digest.
+    /// Makes the image, writes it into a layout if there is to be one, and pushes it.
     pub(super) fn make(
         self,
         progress: ProgressKind,
         layout: Option<(PathBuf, Option<String>)>,
-    ) -> Result<(String, Vec<Pushed>)> {
+    ) -> Result<Made> {
         let done = run_blocking(progress, "packed", move |counters, stop| {
             let _lock = self.lock;
             let mut tick = |bytes: u64| {
@@ -123,10 +153,13 @@ impl Work {
             };
             let cancelled = || stop.is_cancelled();
             let make = || -> Result<_, ImageError> {
+                let begun = Instant::now();
                 let mut image = self.plan.make(&mut tick)?;
                 if let Some((root, tag)) = &layout {
                     image.write_layout(root, tag.as_deref())?;
                 }
+                let making = begun.elapsed();
+                let begun = Instant::now();
                 let mut pushed = Vec::new();
                 for name in self.names {
                     let mut before = 0;
@@ -143,7 +176,12 @@ impl Work {
                     let report = image.push(&self.client, &name, &mut push)?;
                     pushed.push(Pushed { name, report });
                 }
-                Ok((image.digest().to_string(), pushed))
+                Ok(Made {
+                    digest: image.digest().to_string(),
+                    pushed,
+                    making,
+                    pushing: begun.elapsed(),
+                })
             };
             Ok(make())
         })?;
@@ -174,12 +212,23 @@ fn settings(
         config.entrypoint = Some(vec!["/usr/bin/obuild".into()]);
         config.cmd = Some(["archive", "serve", "/srv"].map(BString::from).to_vec());
     }
+    let serves = |entry: &Option<Vec<BString>>| {
+        let program = entry.as_ref().and_then(|words| words.first());
+        program
+            .is_some_and(|program| program.rsplit(|byte| *byte == b'/').next() == Some(b"obuild"))
+    };
+    let parts = match options.index {
+        IndexKind::Auto => serves(&config.entrypoint),
+        IndexKind::Parts => true,
+        IndexKind::File => false,
+    };
     Ok(obuild_archive::image::ImageOptions {
         base: resolved.layers()?,
         config,
         program: options.program.clone(),
         legacy: options.legacy.clone(),
         site: options.site.clone(),
+        parts,
     })
 }
 
@@ -194,7 +243,11 @@ fn what(layer: &PlannedLayer) -> String {
         Contents::Base => "base image".to_owned(),
         Contents::Program => "program".to_owned(),
         Contents::Legacy => "legacy".to_owned(),
-        Contents::Archives(number) => format!("{number} archives"),
+        Contents::Archives(number, 0) => format!("{number} archives"),
+        Contents::Archives(0, parts) => format!("{parts} parts of the index"),
+        Contents::Archives(number, parts) => {
+            format!("{number} archives and {parts} parts of the index")
+        }
         Contents::Site => "index and site".to_owned(),
     }
 }
@@ -246,39 +299,19 @@ fn plan_text(
         }
         out.push('\n');
     }
-    let _ = writeln!(
-        out,
-        "{} new archives, {}; {} layers",
-        new.0,
-        size(new.1),
-        planned.len()
-    );
+    out.push_str(&summary(planned, new));
     if !names.is_empty() {
         let _ = writeln!(out, "to push: {} at most", size(to_send));
     }
     out
 }
 
-// Writing to a string cannot fail.
-fn done_text(planned: &[PlannedLayer], new: (u64, u64), pushed: &[Pushed], digest: &str) -> String {
-    let mut out = format!(
+/// Says in a line what the image is.
+pub(super) fn summary(planned: &[PlannedLayer], new: (u64, u64)) -> String {
+    format!(
         "{} new archives, {}; {} layers\n",
         new.0,
         size(new.1),
         planned.len()
-    );
-    for pushed in pushed {
-        let name = &pushed.name;
-        let _ = match &pushed.report {
-            Some(report) => writeln!(
-                out,
-                "{name}: sent {}, spared {}",
-                size(report.sent_bytes),
-                size(report.spared_bytes)
-            ),
-            None => writeln!(out, "{name}: skipped, it has this image already"),
-        };
-    }
-    let _ = writeln!(out, "{digest}");
-    out
+    )
 }

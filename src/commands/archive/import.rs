@@ -20,23 +20,27 @@ pub(crate) fn run(options: &ArchiveImport) -> Result<()> {
     let lock = Lock::take(&options.to, || true)?;
     let state = State::read(&options.to)?;
     let named = state.read_table(&options.to).unwrap_or_default().named();
-    let threads = processors(options.jobs);
+    let threads = processors(options.readers.jobs);
     let (source, to) = (options.source.clone(), options.to.clone());
     let (all, copy) = (options.all, options.copy);
-    let imported = run_blocking(options.progress, "imported", move |counters, stop| {
-        let _lock = lock;
-        let cache = Cache::open(&to)?;
-        cache.recover()?;
-        let import = Import {
-            source: &source,
-            named: &named,
-            all,
-            copy,
-            threads,
-        };
-        cache.import(&import, counters, stop)
-    })?;
-    match options.format {
+    let imported = run_blocking(
+        options.output.progress,
+        "imported",
+        move |counters, stop| {
+            let _lock = lock;
+            let cache = Cache::open(&to)?;
+            cache.recover()?;
+            let import = Import {
+                source: &source,
+                named: &named,
+                all,
+                copy,
+                threads,
+            };
+            cache.import(&import, counters, stop)
+        },
+    )?;
+    match options.output.format {
         Format::Json => print_json(&to_json(&imported))?,
         Format::Text => print(to_text(&imported))?,
     }

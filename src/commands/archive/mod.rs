@@ -100,13 +100,22 @@ pub(crate) fn kind(cause: &(dyn Error + 'static)) -> Option<Kind> {
 pub(crate) fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
     // A transparent error stands for its source in the chain.
     let error = match cause.downcast_ref() {
-        Some(SyncError::Cache(error)) => error,
-        _ => cause.downcast_ref::<CacheError>()?,
+        Some(SyncError::Cache(error)) => Some(error),
+        _ => cause.downcast_ref::<CacheError>(),
     };
-    if matches!(error, CacheError::Locked) {
+    if matches!(error, Some(CacheError::Locked)) {
         return Some("try again when that is done, or wait for it: leave --no-wait out".to_owned());
     }
-    let full = error.io()?.kind() == std::io::ErrorKind::StorageFull;
+    let of_archive = error.is_some()
+        || cause.is::<SyncError>()
+        || cause.is::<ImageError>()
+        || cause.is::<index::Error>();
+    let full = of_archive
+        && anyhow::Chain::new(cause).any(|cause| {
+            cause
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|error| error.kind() == std::io::ErrorKind::StorageFull)
+        });
     full.then(|| {
         "the disk is full; make room, and run it again: what was complete is kept, and it goes on from there".to_owned()
     })

@@ -6,7 +6,8 @@ use crate::commands::runtime;
 use crate::failure::Failure;
 use anyhow::{Context, Result};
 use obuild_archive::serve::{
-    AccessLog, Cause, HookSecret, Listener, LogFormat, Options, Patience, Server, TlsFiles, Update,
+    AccessLog, AcmeOptions, Cause, Certificates, Challenge, HookSecret, Listener, LogFormat,
+    Options, Patience, Server, TlsFiles, Update,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, setrlimit};
 use std::env;
@@ -31,11 +32,7 @@ pub(crate) fn run(options: &ArchiveServe) -> Result<()> {
     let workers = options
         .workers
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-    let tls = options
-        .tls_certificate
-        .clone()
-        .zip(options.tls_key.clone())
-        .map(|(certificate, key)| TlsFiles { certificate, key });
+    let tls = certificates(options, &listeners)?;
     let access_log = options.access_log.as_ref().map(|path| AccessLog {
         file: (path != Path::new("-")).then(|| path.clone()),
         format: match options.log_format {
@@ -97,6 +94,46 @@ pub(crate) fn run(options: &ArchiveServe) -> Result<()> {
             () = reloading => Ok(()),
         }
     })
+}
+
+/// Says where the certificate comes from.
+fn certificates(
+    options: &ArchiveServe,
+    listeners: &[Listener],
+) -> Result<Option<Certificates>, Failure> {
+    if options.acme.is_empty() {
+        let files = options
+            .tls_certificate
+            .clone()
+            .zip(options.tls_key.clone())
+            .map(|(certificate, key)| TlsFiles { certificate, key });
+        return Ok(files.map(Certificates::Files));
+    }
+    if !listeners.iter().any(Listener::tls) {
+        return Err(
+            Failure::usage("a certificate is to be ordered, and nothing listens with TLS")
+                .hint("add --listen-tls 443"),
+        );
+    }
+    let is_plain = listeners.iter().any(|listener| !listener.tls());
+    let challenge = match options.acme_challenge {
+        Some(cli::AcmeChallenge::Http01) => Challenge::Http01,
+        Some(cli::AcmeChallenge::TlsAlpn01) => Challenge::TlsAlpn01,
+        None if is_plain => Challenge::Http01,
+        None => Challenge::TlsAlpn01,
+    };
+    if challenge == Challenge::Http01 && !is_plain {
+        return Err(Failure::usage(
+            "http-01 proves names at port 80, and nothing listens without TLS",
+        )
+        .hint("add --listen 80, or use --acme-challenge tls-alpn-01"));
+    }
+    Ok(Some(Certificates::Acme(AcmeOptions {
+        names: options.acme.clone(),
+        authority: options.acme_directory.clone(),
+        contacts: options.acme_contact.clone(),
+        challenge,
+    })))
 }
 
 /// Binds what the options say, and takes what systemd passes.

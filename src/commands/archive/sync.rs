@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) fn run(options: &ArchiveSync) -> Result<()> {
     let report = perform(options)?;
-    match options.format {
+    match options.output.format {
         Format::Json => print_json(&to_json(&report))?,
         Format::Text => print(to_text(&report, options))?,
     }
@@ -38,7 +38,7 @@ pub(super) fn perform(options: &ArchiveSync) -> Result<Report> {
         watch_signals(&stop)?;
         let progress = Arc::new(Progress::default());
         let work = sync(&wanted, &progress, &stop);
-        Ok(shown(options.progress, &progress, "fetched", work).await?)
+        Ok(shown(options.output.progress, &progress, "fetched", work).await?)
     })
 }
 

@@ -15,11 +15,13 @@ use std::fmt::Write as _;
 
 pub(crate) fn run(options: &ArchiveVerify) -> Result<()> {
     existing(&options.directory)?;
-    let threads = processors(options.jobs);
+    let threads = processors(options.readers.jobs);
     let directory = options.directory.clone();
-    let verified = run_blocking(options.progress, "verified", move |counters, stop| {
-        Cache::open(&directory)?.verify(threads, counters, stop)
-    })?;
+    let verified = run_blocking(
+        options.output.progress,
+        "verified",
+        move |counters, stop| Cache::open(&directory)?.verify(threads, counters, stop),
+    )?;
     if !verified.damaged.is_empty() {
         // The next sync is to look for what is gone.
         let _lock = Lock::take(&options.directory, || true)?;
@@ -27,7 +29,7 @@ pub(crate) fn run(options: &ArchiveVerify) -> Result<()> {
         state.recheck = true;
         state.write(&options.directory, None)?;
     }
-    match options.format {
+    match options.output.format {
         Format::Json => print_json(&to_json(&verified))?,
         Format::Text => print(to_text(&verified))?,
     }

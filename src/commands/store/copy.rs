@@ -59,12 +59,7 @@ fn open(url: &StoreUrl, global: &Global, config: &Config) -> Result<Arc<Engine>>
     // A mode is meant for whichever of the two has one.
     how.rsync_mode = how.rsync_mode.filter(|_| url.kind == Kind::Rsync);
     let store = obuild_stores::open(url, &how)?;
-    let none = SandboxOptions {
-        build_users: Vec::new(),
-        sandbox: None,
-        runtime: None,
-    };
-    let sandbox = open_sandbox(global, &none, config, &*store)?;
+    let sandbox = open_sandbox(global, &SandboxOptions::default(), config, &*store)?;
     Ok(Engine::open(store, sandbox, 1)?)
 }
 

@@ -183,6 +183,10 @@ impl Shared {
         // Every way out before the rename drops the slot, and with it the draft.
         let id = draft.id;
         let mut slot = self.slot(draft)?;
+        if let Some(meta) = self.whole(id)? {
+            slot.throw_away()?;
+            return self.snapshot(id, &meta);
+        }
         let path = slot.path();
         let parent = slot.meta.parent.map(|parent| Layer::own(parent).path());
         self.trees

@@ -161,7 +161,11 @@ fn run(
     if output.success {
         return Ok(output.stdout);
     }
-    let (trouble, said) = interpret(&output.stderr);
+    let (trouble, mut said) = interpret(&output.stderr);
+    if let Some(signal) = output.signal {
+        // Whatever it said before, it was not what ended it.
+        said = format!("it was killed by signal {signal}");
+    }
     Err(Failure {
         trouble,
         command,
@@ -211,6 +215,8 @@ fn find(name: &str) -> Option<PathBuf> {
 
 struct Output {
     success: bool,
+    /// What it was killed by, if it was.
+    signal: Option<i32>,
     stdout: String,
     stderr: String,
 }
@@ -222,7 +228,7 @@ fn execute(
     deadline: Duration,
     stdin: Stdio,
 ) -> io::Result<Output> {
-    use std::os::unix::process::CommandExt as _;
+    use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
     let end = Instant::now() + deadline;
     let mut child = Command::new(program)
         .args(arguments)
@@ -248,6 +254,7 @@ fn execute(
         };
         Ok(Output {
             success: status.success(),
+            signal: status.signal(),
             stdout: String::from_utf8_lossy(&stdout).into_owned(),
             stderr: String::from_utf8_lossy(&stderr).into_owned(),
         })
@@ -457,6 +464,14 @@ mod tests {
         );
         assert_eq!(hanging.err().unwrap().kind(), ErrorKind::TimedOut);
         assert!(started.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_program_that_is_killed_is_known() {
+        let shell = Path::new("/bin/sh");
+        let limit = Duration::from_secs(30);
+        let killed = execute(shell, &["-c", "kill -9 $$"], limit, Stdio::null()).unwrap();
+        assert_eq!((killed.success, killed.signal), (false, Some(9)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ crate::suite!(persistent:
     a_cache_that_was_not_synced_is_dropped
     what_is_provisional_is_told
     a_snapshot_that_lost_its_files_is_made_again
+    a_snapshot_that_lost_its_description_is_made_again
     the_rest_of_a_snapshot_is_swept
 );
 
@@ -150,6 +151,17 @@ fn a_snapshot_that_lost_its_files_is_made_again(fixture: &Fixture) {
         store.remove(id(2)).unwrap();
     }
     store.remove(id(1)).unwrap();
+}
+
+fn a_snapshot_that_lost_its_description_is_made_again(fixture: &Fixture) {
+    let store = &*fixture.store;
+    commit(store, id(1), None, |tree| tree.write("base", ""));
+    commit(store, id(2), Some(id(1)), |tree| tree.write("old", ""));
+    let directory = fixture.path().join(format!("snapshots/{}", id(2)));
+    fs_err::remove_file(directory.join("meta")).unwrap();
+    assert!(store.get(id(2)).unwrap().is_none());
+    commit(store, id(2), Some(id(1)), |tree| tree.write("new", ""));
+    assert_eq!(tree(store, id(2)).names("."), ["base", "new"]);
 }
 
 fn the_rest_of_a_snapshot_is_swept(fixture: &Fixture) {

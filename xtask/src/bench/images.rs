@@ -164,14 +164,14 @@ pub(super) fn archive_push_verdicts(table: &Table) -> Vec<String> {
 }
 
 /// A registry behind a door that counts what goes in.
-struct Server {
-    address: String,
-    sent: Arc<AtomicU64>,
+pub(super) struct Server {
+    pub(super) address: String,
+    pub(super) sent: Arc<AtomicU64>,
     _registry: Background,
 }
 
 impl Server {
-    fn start(directory: &Path) -> Result<Self> {
+    pub(super) fn start(directory: &Path) -> Result<Self> {
         anyhow::ensure!(
             workspace::find_program("docker-registry").is_some(),
             "docker-registry is not installed (--install does)"

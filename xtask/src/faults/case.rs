@@ -8,6 +8,7 @@ use super::processes::Family;
 use super::random::Random;
 use super::recipe::{CACHES, Recipe, Surroundings};
 use super::tree::Tree;
+use super::users::Users;
 use crate::cmd::{Background, Cmd};
 use crate::dockerd::Daemon;
 use anyhow::{Context, Result, bail, ensure};
@@ -46,6 +47,7 @@ impl StoreKind {
 /// One run.
 pub(super) struct Case<'a> {
     pub(super) lab: &'a Lab,
+    surroundings: Surroundings,
     pub(super) random: Random,
     pub(super) obuild: Obuild,
     /// The store's file system.
@@ -82,14 +84,20 @@ impl<'a> Case<'a> {
         let url = format!("{}:{}", store.kind, disk.place(&name));
         let place = disk.path().join(&name);
         let mut random = Random::new(seed);
-        let mut obuild = Obuild::new(&lab.binary, url, place, sandbox, &directory)?;
-        let daemon = lab.docker.borrow();
-        obuild.docker_host = daemon
-            .as_ref()
-            .map(|daemon| format!("unix://{}", daemon.socket().display()));
-        obuild.flags = flags(&mut random);
+        let users = disk.users().filter(|_| sandbox == "user");
+        let configuration = users.map(Users::configuration).unwrap_or_default();
+        let mut obuild = Obuild::new(&lab.binary, url, place, sandbox, &directory, &configuration)?;
+        let surroundings = Surroundings {
+            by_users: users.is_some(),
+            ..lab.surroundings.clone()
+        };
+        let mut shared = lab.docker.borrow_mut();
+        let daemon = disk.daemon().or(shared.as_mut());
+        obuild.docker_host = daemon.map(|daemon| format!("unix://{}", daemon.socket().display()));
+        obuild.flags = flags(&mut random, surroundings.by_users);
         Ok(Self {
             lab,
+            surroundings,
             random,
             obuild,
             disk,
@@ -108,7 +116,24 @@ impl<'a> Case<'a> {
     pub(super) fn recipe(&mut self, steps: usize) -> Recipe {
         self.recipes += 1;
         let token = format!("r{}", self.recipes);
-        Recipe::random(&self.lab.surroundings, self.random.fork(), &token, steps)
+        Recipe::random(&self.surroundings, self.random.fork(), &token, steps)
+    }
+
+    /// Writes a spec of `steps` steps that others may have, too, and one that checks what they did.
+    pub(super) fn numbers(&mut self, steps: usize) -> Recipe {
+        let mut recipe = Recipe::new(&self.surroundings, self.random.fork(), "s");
+        for _ in 0..steps {
+            recipe.append_number();
+        }
+        recipe.check_numbers();
+        recipe
+    }
+
+    /// Returns whether a step costs tenths of a second, as it does where the store is a program's.
+    pub(super) fn is_slow(&self) -> bool {
+        ["docker:", "zfs:"]
+            .iter()
+            .any(|kind| self.obuild.store.starts_with(kind))
     }
 
     /// Writes a spec that begins as another.
@@ -141,6 +166,13 @@ impl<'a> Case<'a> {
                 .extend(ran.finished(&["built", "shared", "cached"]));
         }
         no_panic(ran)
+    }
+
+    /// Counts the daemon of the disk as ours.
+    pub(super) fn admit_daemon(&mut self) {
+        if let Some(id) = self.disk.daemon().and_then(|daemon| daemon.id()) {
+            self.lab.family.admit(id);
+        }
     }
 
     /// Lets these steps run again: the fault has taken their results.
@@ -243,6 +275,7 @@ impl<'a> Case<'a> {
         let zfs = self.obuild.store.starts_with("zfs:");
         // Those that a killed process had mounted stay until another comes.
         leaks::check_host(&self.obuild, &self.lab.family, !zfs)?;
+        self.disk.users().map_or(Ok(()), Users::check)?;
         // Any command sweeps what dead processes left.
         self.obuild.ok(&["ls", "-q"])?;
         leaks::check_store(&store)?;
@@ -310,10 +343,13 @@ pub(super) fn remove_tree(directory: &Path) -> Result<()> {
 }
 
 /// Returns flags that a build may be run with; none of them changes a result.
-fn flags(random: &mut Random) -> Vec<String> {
+fn flags(random: &mut Random, by_users: bool) -> Vec<String> {
     let mut flags = vec![format!("--jobs={}", 1 + random.below(4))];
     if random.once_in(3) {
-        flags.extend(["--pids-limit=500".to_owned(), "--memory=500m".to_owned()]);
+        flags.push("--pids-limit=500".to_owned());
+        if !by_users {
+            flags.push("--memory=500m".to_owned());
+        }
     }
     if random.once_in(4) {
         flags.push("--fast-sync=false".to_owned());

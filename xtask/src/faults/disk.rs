@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! File systems in files, to be filled, cut off and brought back.
 
+use super::case::StoreKind;
+use super::users::Users;
 use crate::cmd::Cmd;
+use crate::dockerd::Daemon;
 use crate::reaper::{Guard, Item};
 use crate::zfs::Pool;
 use anyhow::{Context, Result, bail};
@@ -19,11 +22,20 @@ pub(super) struct Disk {
     guard: Option<Guard>,
     /// Of zfs, whose pools are mounted by themselves.
     pool: Option<Pool>,
+    users: Option<Users>,
+    /// A docker daemon that has its data here.
+    daemon: Option<Daemon>,
+    /// The disk that the image is on, where that has to be copied at once.
+    outer: Option<Box<Disk>>,
 }
 
 /// The smallest that the tools make and that holds a store with a few builds.
-pub(super) fn small_bytes(kind: &str) -> u64 {
-    match kind {
+pub(super) fn small_bytes(store: StoreKind) -> u64 {
+    if store.kind == "docker" {
+        // The daemon's own files are there too.
+        return 160 << 20;
+    }
+    match store.file_system {
         // mkfs.xfs(8): 300 MB at least.
         "xfs" => 320 << 20,
         "btrfs" => 256 << 20,
@@ -52,6 +64,9 @@ impl Disk {
                 bytes,
                 guard: None,
                 pool,
+                users: None,
+                daemon: None,
+                outer: None,
             });
         }
         // Sparse: it takes only what is written to it.
@@ -74,9 +89,63 @@ impl Disk {
             bytes,
             guard: None,
             pool: None,
+            users: None,
+            daemon: None,
+            outer: None,
         };
         disk.mount()?;
         Ok(disk)
+    }
+
+    /// Makes one that can be cut off, in `directory`.
+    ///
+    /// btrfs has no call for that. Its image lies on an XFS, which can copy a file in a moment while it is written to: the copy
+    /// is the disk as a power cut leaves it.
+    pub(super) fn create_fragile(
+        directory: &Path,
+        name: &str,
+        kind: &'static str,
+        bytes: u64,
+    ) -> Result<Self> {
+        if kind != "btrfs" {
+            return Self::create(directory, name, kind, bytes);
+        }
+        let outer = Self::create(directory, &format!("{name}-below"), "xfs", 4 * bytes)?;
+        let mut disk = Self::create(outer.path(), name, kind, bytes)?;
+        disk.outer = Some(Box::new(outer));
+        Ok(disk)
+    }
+
+    /// Has build users with homes on it.
+    pub(super) fn with_users(&mut self, prefix: &str) -> Result<()> {
+        if self.users.is_none() {
+            self.users = Some(Users::create(&self.point, prefix)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn users(&self) -> Option<&Users> {
+        self.users.as_ref()
+    }
+
+    /// Returns the ids of its build users.
+    pub(super) fn user_ids(&self) -> &[u32] {
+        self.users.as_ref().map_or(&[], Users::ids)
+    }
+
+    /// Starts a docker daemon that keeps its data on it, and what goes with a boot beside it.
+    pub(super) fn with_daemon(&mut self) -> Result<()> {
+        let root = self.image.with_extension("docker");
+        fs_err::create_dir_all(&root)?;
+        let data = self.point.join("docker").display().to_string();
+        let mut daemon = Daemon::start(&root, &["--data-root".to_owned(), data])?;
+        daemon.wait()?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    pub(super) fn daemon(&mut self) -> Option<&mut Daemon> {
+        self.daemon.as_mut()
     }
 
     /// Returns where it is mounted.
@@ -113,7 +182,8 @@ impl Disk {
         };
         let home = format!("{}/{name}", pool.name());
         let gone = || !zfs(&["list", "-H", &home]).try_quietly();
-        for _ in 0..40 {
+        // A mount namespace that somebody made meanwhile has it mounted until it ends.
+        for _ in 0..300 {
             if gone() || zfs(&["destroy", "-R", "-f", &home]).try_quietly() {
                 return Ok(());
             }
@@ -167,9 +237,18 @@ impl Disk {
 
     /// Takes it down and mounts it again, as a boot would.
     pub(super) fn revive(&mut self) -> Result<()> {
+        self.mount_again()?;
+        self.daemon.as_mut().map_or(Ok(()), Daemon::start_again)
+    }
+
+    fn mount_again(&mut self) -> Result<()> {
         for _ in 0..100 {
             if let Some(guard) = self.guard.take() {
                 guard.close()?;
+            }
+            if self.copy().exists() {
+                // What the unmounting has written never happened.
+                fs_err::rename(self.copy(), &self.image)?;
             }
             self.mount()?;
             let probe = self.point.join("probe");
@@ -185,12 +264,21 @@ impl Disk {
     /// Forgets everything that is not on the disk yet and answers all calls with errors, as when the power or the cable goes.
     /// Returns `false` where the file system does not know how to.
     pub(super) fn cut_off(&self) -> bool {
+        if self.outer.is_some() {
+            let copy = Cmd::new("cp").arg("--reflink=always").arg(&self.image);
+            return copy.arg(self.copy()).quiet().try_quietly();
+        }
         // xfs_io(8), `shutdown`: without -f the log is not written out. ext4 has the same ioctl.
         Cmd::new("xfs_io")
             .args(["-x", "-c", "shutdown"])
             .arg(&self.point)
             .quiet()
             .try_quietly()
+    }
+
+    /// Returns where the copy of the image is.
+    fn copy(&self) -> PathBuf {
+        self.image.with_extension("cut")
     }
 
     /// Makes it read-only, or writable again. Returns `false` if it is busy being written to.
@@ -234,6 +322,13 @@ impl Disk {
 
     /// Takes it down for good.
     pub(super) fn close(mut self) -> Result<()> {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.close()?;
+            fs_err::remove_dir_all(self.image.with_extension("docker"))?;
+        }
+        if let Some(users) = self.users.take() {
+            users.close()?;
+        }
         if let Some(guard) = self.guard.take() {
             guard.close()?;
         }
@@ -244,7 +339,7 @@ impl Disk {
         // zfs removes the mount point itself.
         match fs_err::remove_dir(&self.point) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
+            _ => self.outer.take().map_or(Ok(()), |outer| outer.close()),
         }
     }
 }

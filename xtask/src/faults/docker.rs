@@ -4,6 +4,7 @@
 use super::case::Case;
 use super::kill::{two_specs, wait_for_moment};
 use super::obuild::Ran;
+use crate::dockerd::Daemon;
 use anyhow::{Context, Result};
 
 fn judge(case: &mut Case<'_>, ran: &Ran) -> Result<()> {
@@ -32,5 +33,11 @@ pub(super) fn kill(case: &mut Case<'_>) -> Result<()> {
         judge(case, &ran)?;
     }
     case.build_well(&second)?;
-    case.build_well(&first).map(drop)
+    case.build_well(&first)?;
+    let daemon = case.lab.docker.borrow();
+    let lost = daemon.as_ref().map_or(Ok(0), Daemon::end_lost_shims)?;
+    if lost > 0 {
+        case.notes.push(format!("docker has lost {lost} shims"));
+    }
+    Ok(())
 }

@@ -53,7 +53,10 @@ fn judge(case: &mut Case<'_>, ran: &Ran) -> Result<()> {
         return Ok(());
     }
     Case::check_failure(ran, &[1, 3])?;
-    let step_failed = ran.stderr.iter().any(|line| line.contains("exit status"));
+    let step_failed = ran.stderr.iter().any(|line| {
+        // Docker tells the exit status of a helper of its own.
+        line.contains("exit status") && !line.contains("docker cannot")
+    });
     ensure!(
         step_failed == (ran.status.code() == Some(1)),
         "only a step's own failure is the build's: {}",
@@ -110,8 +113,12 @@ pub(super) fn power_cut(case: &mut Case<'_>) -> Result<()> {
         if ran.was_killed() || ran.status.success() {
             case.note(&ran)?;
         }
+        if let Some(daemon) = case.disk.daemon() {
+            daemon.kill_all()?;
+        }
         case.lab.family.wait_until_alone()?;
         case.disk.revive()?;
+        case.admit_daemon();
         case.reboot()?;
         case.cut_off = false;
     }

@@ -73,7 +73,7 @@ pub(super) fn init(case: &mut Case<'_>) -> Result<()> {
         let mut found = processes::descendants(running.id());
         found.extend(case.lab.family.below_orphans(running.id()));
         // A step whose own process is killed may take that as it likes.
-        found.retain(|pid| !processes::is_of_a_step(*pid));
+        found.retain(|pid| !processes::is_of_a_step(*pid, case.disk.user_ids()));
         if !found.is_empty() {
             let pid = *case.random.pick(&found);
             // It may have ended by itself.

@@ -18,6 +18,7 @@ mod random;
 mod recipe;
 mod table;
 mod tree;
+mod users;
 
 use crate::cmd::Cmd;
 use crate::dockerd::Daemon;
@@ -167,6 +168,10 @@ fn run_all(options: &Options, scratch: &Scratch) -> Result<u64> {
         fs_err::create_dir_all(&directory)?;
         let mut disk = Disk::create(&directory, "large", store.file_system, 8 << 30)?;
         for sandbox in &options.sandboxes {
+            if let Some(reason) = table::refused(*store, sandbox) {
+                eprintln!("SKIPPED {}+{sandbox}: {reason}", store.name());
+                continue;
+            }
             for fault in &options.faults {
                 if let Some(reason) = (fault.lacks)(*store, sandbox) {
                     eprintln!(
@@ -183,6 +188,9 @@ fn run_all(options: &Options, scratch: &Scratch) -> Result<u64> {
                     fault.count
                 };
                 let count = options.count.unwrap_or(usual);
+                if count > 0 && *sandbox == "user" {
+                    disk.with_users("obl")?;
+                }
                 for number in 0..count {
                     let seed = seed.wrapping_add(number);
                     let result = one(&lab, *store, sandbox, fault, &mut disk, &directory, seed);
@@ -230,9 +238,23 @@ fn one(
     if !fault.small {
         return on_disk(lab, store, sandbox, fault, large, seed);
     }
-    let bytes = disk::small_bytes(store.file_system);
+    let bytes = disk::small_bytes(store);
     let name = format!("small-{seed}");
-    let mut small = Disk::create(directory, &name, store.file_system, bytes)?;
+    let create = if fault.cuts {
+        Disk::create_fragile
+    } else {
+        Disk::create
+    };
+    let mut small = create(directory, &name, store.file_system, bytes)?;
+    if sandbox == "user" {
+        small.with_users("obs")?;
+    }
+    if store.kind == "docker" && fault.images_too {
+        small.with_daemon()?;
+        if let Some(id) = small.daemon().and_then(|daemon| daemon.id()) {
+            lab.family.admit(id);
+        }
+    }
     let result = on_disk(lab, store, sandbox, fault, &mut small, seed);
     let closed = small.close();
     let notes = result?;
@@ -320,6 +342,7 @@ fn set_up(options: &Options, directory: &Path) -> Result<Lab> {
             base,
             base_tree: Arc::new(Tree::read(&root)?),
             context: Arc::new(Tree::read(&context)?),
+            by_users: false,
         },
         directory,
         family: processes::Family::adopt()?,

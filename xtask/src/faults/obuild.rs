@@ -64,12 +64,14 @@ impl Obuild {
         place: PathBuf,
         sandbox: &str,
         directory: &Path,
+        configuration: &str,
     ) -> Result<Self> {
         for name in ["tmp", "home"] {
             fs_err::create_dir_all(directory.join(name))?;
         }
         // What a new rsync store needs; other kinds take no notice.
-        fs_err::write(directory.join("config.toml"), "rsync-mode = \"hardlink\"\n")?;
+        let configuration = format!("rsync-mode = \"hardlink\"\n{configuration}");
+        fs_err::write(directory.join("config.toml"), configuration)?;
         fs_err::write(
             directory.join(super::recipe::SECRET),
             super::recipe::SECRET_VALUE,

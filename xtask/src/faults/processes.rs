@@ -52,13 +52,32 @@ pub(super) fn descendants(pid: u32) -> Vec<Pid> {
     found.drain(1..).map(Pid::from_raw).collect()
 }
 
-/// Returns whether it is one of a step's own processes, as the step's first process in its namespace is not.
-pub(super) fn is_of_a_step(pid: Pid) -> bool {
+/// Returns whether it is one of a step's own processes, as the step's first process in its namespace is not, but any of a build user's is.
+pub(super) fn is_of_a_step(pid: Pid, users: &[u32]) -> bool {
     let status = fs_err::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    if owner(&status).is_some_and(|owner| users.contains(&owner)) {
+        return true;
+    }
     // proc_pid_status(5): its number in each namespace from ours down to its own.
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     let numbers: Vec<&str> = numbers.unwrap_or_default().split_whitespace().collect();
     numbers.len() > 1 && numbers.last() != Some(&"1")
+}
+
+/// Returns the real user id that `/proc/PID/status` tells.
+fn owner(status: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Returns the processes of these users.
+pub(super) fn of_users(users: &[u32]) -> Vec<i32> {
+    let mut found: Vec<i32> = all().into_keys().collect();
+    found.retain(|pid| {
+        let status = fs_err::read_to_string(format!("/proc/{pid}/status"));
+        status.is_ok_and(|status| owner(&status).is_some_and(|owner| users.contains(&owner)))
+    });
+    found
 }
 
 /// Returns a line for each process that descends from this one, and itself.

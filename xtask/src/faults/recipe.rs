@@ -20,6 +20,8 @@ pub(super) struct Surroundings {
     pub(super) base_tree: Arc<Tree>,
     /// The tree of the context.
     pub(super) context: Arc<Tree>,
+    /// Whether steps run as build users: the tree is their home directory, and everything in a result is root's.
+    pub(super) by_users: bool,
 }
 
 /// The name of the one secret.
@@ -104,6 +106,15 @@ impl Recipe {
         )
     }
 
+    /// Returns where the tree's root is, for a command.
+    fn root(&self) -> &'static str {
+        if self.surroundings.by_users {
+            "$HOME"
+        } else {
+            ""
+        }
+    }
+
     fn name(&mut self) -> String {
         self.number += 1;
         format!("{}-{}", self.token, self.number)
@@ -165,7 +176,7 @@ impl Recipe {
     fn change(&mut self) -> String {
         let name = format!("w/{}", self.name());
         let (files, directories) = (self.existing(false), self.existing(true));
-        let kind = self.random.below(14);
+        let (kind, at) = (self.random.below(14), self.root());
         if kind >= 4 && (files.is_empty() || directories.is_empty()) {
             return self.make_directory(&name);
         }
@@ -173,30 +184,30 @@ impl Recipe {
         match kind {
             0 => {
                 self.put(&name, Entry::file(format!("{name}\n").into_bytes()));
-                format!("echo {name} > /{name}")
+                format!("echo {name} > {at}/{name}")
             }
             1 => {
                 let size = self.random.below(300_000);
                 let line = format!("{name}\n");
                 let content: Vec<u8> = line.bytes().cycle().take(size).collect();
                 self.put(&name, Entry::file(content));
-                format!("yes {name} | head -c {size} > /{name}")
+                format!("yes {name} | head -c {size} > {at}/{name}")
             }
             2 | 3 => self.make_directory(&name),
             4 | 5 => {
                 let file = file(self);
                 self.append(&file, &name);
-                format!("echo {name} >> /{file}")
+                format!("echo {name} >> {at}/{file}")
             }
             6 => {
                 let file = file(self);
                 self.tree.remove(&file);
-                format!("rm /{file}")
+                format!("rm {at}/{file}")
             }
             7 => {
                 let directory = self.random.pick(&directories).clone();
                 self.tree.remove(&directory);
-                format!("rm -r /{directory}")
+                format!("rm -r {at}/{directory}")
             }
             8 => {
                 // The old content must not shine through the new directory.
@@ -205,29 +216,39 @@ impl Recipe {
                 self.put(&directory, Entry::directory());
                 let inside = format!("{directory}/again");
                 self.put(&inside, Entry::file(format!("{name}\n").into_bytes()));
-                format!("rm -r /{directory}; mkdir /{directory}; echo {name} > /{inside}")
+                format!(
+                    "rm -r {at}/{directory}; mkdir {at}/{directory}; echo {name} > {at}/{inside}"
+                )
             }
             9 => {
                 let from = file(self);
                 self.rename(&from, &name);
-                format!("mv /{from} /{name}")
+                format!("mv {at}/{from} {at}/{name}")
             }
             10 => {
                 let from = self.random.pick(&directories).clone();
                 self.rename(&from, &name);
-                format!("mv /{from} /{name}")
+                format!("mv {at}/{from} {at}/{name}")
             }
             11 => {
                 let target = file(self);
                 self.put(&name, Entry::link(&format!("/{target}")));
-                format!("ln -s /{target} /{name}")
+                format!("ln -s /{target} {at}/{name}")
             }
             12 => {
                 let file = file(self);
-                let mode = *self.random.pick(&[0o600, 0o755, 0o444, 0o1751]);
+                // Who is not root cannot write to what is only to be read.
+                let unwritten = if self.surroundings.by_users {
+                    0o640
+                } else {
+                    0o444
+                };
+                let mode = *self.random.pick(&[0o600, 0o755, unwritten, 0o1751]);
                 self.entry(&file).mode = mode;
-                format!("chmod {mode:o} /{file}")
+                format!("chmod {mode:o} {at}/{file}")
             }
+            // Who is not root can give nothing away.
+            _ if self.surroundings.by_users => self.make_directory(&name),
             _ => {
                 let file = file(self);
                 self.entry(&file).owner = (1000, 2000);
@@ -244,7 +265,8 @@ impl Recipe {
         let inside = format!("{name}/inside");
         self.put(name, Entry::directory());
         self.put(&inside, Entry::file(format!("{name}\n").into_bytes()));
-        format!("mkdir /{name}; echo {name} > /{inside}")
+        let at = self.root();
+        format!("mkdir {at}/{name}; echo {name} > {at}/{inside}")
     }
 
     fn append(&mut self, file: &str, line: &str) {
@@ -264,7 +286,7 @@ impl Recipe {
 
     /// Adds a copy of something to `/w`, which then belongs to the user of the moment.
     fn copy(&mut self, from: &str, source: &Tree, path: &str) {
-        self.as_user = self.random.once_in(3);
+        self.as_user = self.random.once_in(3) && !self.surroundings.by_users;
         let (id, user) = if self.as_user {
             (1000, " (user (uid 1000) (gid 1000))\n")
         } else {
@@ -328,14 +350,16 @@ impl Recipe {
     pub(super) fn use_cache(&mut self) {
         let token = self.name();
         let cache = *self.random.pick(&CACHES);
+        let at = self.root();
         let commands = [
             // A file that is there must be whole. `set -e` ends the step where `test` fails.
-            "for f in /cache/*; do if test -e $f; then read word < $f; test x$word = x${f##*/}; fi; done",
+            format!(
+                "for f in {at}/cache/*; do if test -e $f; then read word < $f; test x$word = x${{f##*/}}; fi; done"
+            ),
             // A step that fails gives its copy back as it is, so whatever uses a cache writes beside and renames.
-            &format!("echo {token} > /cache/.new; mv /cache/.new /cache/{token}"),
-            &format!("echo {token} > /w/{token}"),
-        ]
-        .map(str::to_owned);
+            format!("echo {token} > {at}/cache/.new; mv {at}/cache/.new {at}/cache/{token}"),
+            format!("echo {token} > {at}/w/{token}"),
+        ];
         let name = format!("w/{token}");
         self.put(&name, Entry::file(format!("{token}\n").into_bytes()));
         let field = format!("(cache (\"{cache}\" (target /cache)))");
@@ -348,9 +372,10 @@ impl Recipe {
         let name = format!("w/{token}");
         let size = SECRET_VALUE.len();
         self.put(&name, Entry::file(format!("{size}\n").into_bytes()));
+        let at = self.root();
         let commands = [
-            "cat /run/secret/word".to_owned(),
-            format!("wc -c < /run/secret/word > /{name}"),
+            format!("cat {at}/run/secret/word"),
+            format!("wc -c < {at}/run/secret/word > {at}/{name}"),
         ];
         let field = format!("(secrets ({SECRET} (target /run/secret/word)))");
         self.script(&field, &token, &commands, "***\n");
@@ -361,7 +386,7 @@ impl Recipe {
         let token = self.name();
         let name = format!("w/{token}");
         self.put(&name, Entry::file(vec![0; bytes]));
-        let command = format!("head -c {bytes} /dev/zero > /{name}");
+        let command = format!("head -c {bytes} /dev/zero > {}/{name}", self.root());
         self.script("", &token, &[command], "");
     }
 
@@ -379,7 +404,34 @@ impl Recipe {
         let token = self.name();
         let name = format!("w/{token}");
         self.put(&name, Entry::file(format!("{token}\n").into_bytes()));
-        let command = format!("echo {token} > /{name}");
+        let command = format!("echo {token} > {}/{name}", self.root());
+        self.script("", &token, &[command], "");
+    }
+
+    /// Adds a step as OBuilder's stress program has them (`stress/stress.ml`): few different ones, so that specs written apart share many.
+    pub(super) fn append_number(&mut self) {
+        let number = self.random.below(3).to_string();
+        self.token.push_str(&number);
+        let (token, at) = (self.token.clone(), self.root());
+        let mut entry = self.tree.0.remove("w/output");
+        let entry = entry.get_or_insert_with(|| Entry::file(Vec::new()));
+        if let Kind::File(content) = &entry.kind {
+            let content = [content, number.as_bytes()].concat();
+            self.put("w/output", Entry::file(content));
+        }
+        let command = format!("echo {number} | head -c 1 >> {at}/w/output");
+        let field = format!("(cache (\"{}\" (target /cache)))", CACHES[0]);
+        self.script(&field, &token, &[command], "");
+    }
+
+    /// Adds a step that finds by itself whether the numbers are right.
+    pub(super) fn check_numbers(&mut self) {
+        let token = format!("{}-checked", self.token);
+        let Some(Kind::File(content)) = self.tree.0.get("w/output").map(|entry| &entry.kind) else {
+            return;
+        };
+        let numbers = String::from_utf8_lossy(content);
+        let command = format!("test x$(cat {}/w/output) = x{numbers}", self.root());
         self.script("", &token, &[command], "");
     }
 }

@@ -40,7 +40,13 @@ pub(super) const STORES: &[StoreKind] = &[
 ];
 
 /// The sandboxes. A new one is a word here.
-pub(super) const SANDBOXES: &[&str] = &["native", "runc", "docker"];
+pub(super) const SANDBOXES: &[&str] = &["native", "runc", "docker", "user"];
+
+/// Says why a sandbox does not work with a store, if so.
+pub(super) fn refused(store: StoreKind, sandbox: &str) -> Option<&'static str> {
+    let mounted = ["overlay", "docker"].contains(&store.kind);
+    (sandbox == "user" && mounted).then_some("build users need whole directories")
+}
 
 /// One way to break things.
 #[derive(Debug)]
@@ -52,6 +58,10 @@ pub(super) struct Fault {
     pub(super) few: u64,
     /// Whether each run wants a small disk of its own.
     pub(super) small: bool,
+    /// Whether the disk has to be one that can be cut off.
+    pub(super) cuts: bool,
+    /// Whether the images of a docker store are to be on that disk as well.
+    pub(super) images_too: bool,
     /// Says why it cannot be tried, if so.
     pub(super) lacks: fn(StoreKind, &str) -> Option<String>,
     pub(super) run: fn(&mut Case<'_>) -> Result<()>,
@@ -64,6 +74,8 @@ impl Fault {
             count: 100,
             few: 1,
             small: false,
+            cuts: false,
+            images_too: false,
             lacks: |_, _| None,
             run,
         }
@@ -78,6 +90,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault::new("kill-init", kill::init),
     Fault {
+        few: 3,
         lacks: |store, sandbox| {
             let docker = store.kind == "docker" || sandbox == "docker";
             (!docker).then(|| "neither store nor sandbox is docker's".to_owned())
@@ -86,6 +99,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         small: true,
+        images_too: true,
         ..Fault::new("disk-full", full::full)
     },
     Fault {
@@ -99,8 +113,10 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         small: true,
+        cuts: true,
+        images_too: true,
         lacks: |store, _| {
-            let able = ["ext4", "xfs"].contains(&store.file_system);
+            let able = ["btrfs", "ext4", "xfs"].contains(&store.file_system);
             (!able).then(|| format!("{} cannot be cut off", store.file_system))
         },
         ..Fault::new("power-cut", full::power_cut)
@@ -121,11 +137,18 @@ pub(super) const FAULTS: &[Fault] = &[
 
 /// Returns how often a fault is tried as one of many tests: all of them where all the rest is cheap, and one of the rest.
 pub(super) fn few(fault: &Fault, store: StoreKind, sandbox: &str) -> u64 {
+    let only = |names: &[&str]| {
+        if names.contains(&fault.name) {
+            fault.few
+        } else {
+            0
+        }
+    };
     match (store.kind, sandbox) {
         ("overlay" | "btrfs", "native" | "runc") => fault.few,
-        ("zfs" | "xfs" | "rsync", "native") | ("docker", "docker") => {
-            u64::from(fault.name == "kill-obuild")
-        }
+        ("zfs" | "xfs" | "rsync", "native") => u64::from(fault.name == "kill-obuild"),
+        ("xfs", "user") => only(&["kill-init"]),
+        ("docker", "docker") => only(&["kill-init", "kill-docker"]),
         _ => 0,
     }
 }

@@ -14,6 +14,20 @@ fn listing(tree: &Tree) -> Listing {
     list(tree.open().as_fd(), &CONTENTS, &mut |_| {}, GO_ON).unwrap()
 }
 
+/// Does to a tree what was changed in another.
+fn replay(now: &Listing, changes: &[Change], source: &Tree, target: &Tree) {
+    let (source, target) = (source.open(), target.open());
+    apply(
+        now,
+        changes,
+        source.as_fd(),
+        target.as_fd(),
+        &mut |_| {},
+        GO_ON,
+    )
+    .unwrap();
+}
+
 /// A tree with one of everything.
 fn everything() -> Tree {
     let tree = Tree::new();
@@ -65,16 +79,7 @@ fn convert(from: &Tree, to: &Tree) {
     let (was, now) = (listing(from), listing(to));
     let changes = now.changes_since(&was);
     let work = copied(from);
-    let (source, target) = (to.open(), work.open());
-    apply(
-        &now,
-        &changes,
-        source.as_fd(),
-        target.as_fd(),
-        &mut |_| {},
-        GO_ON,
-    )
-    .unwrap();
+    replay(&now, &changes, to, &work);
     let made = listing(&work);
     assert_eq!(told(&made.changes_since(&now)), Vec::<String>::new());
     assert_eq!(made.digest(), now.digest());
@@ -297,16 +302,7 @@ fn a_layer_over_a_listing_is_the_tree_that_it_makes() {
     let (was, now) = (base, upper);
     let work = copied(&below);
     let changes = now.changes_since(&was);
-    let (source, target) = (layer.open(), work.open());
-    apply(
-        &now,
-        &changes,
-        source.as_fd(),
-        target.as_fd(),
-        &mut |_| {},
-        GO_ON,
-    )
-    .unwrap();
+    replay(&now, &changes, &layer, &work);
     assert_eq!(listing(&work).digest(), now.digest());
 }
 
@@ -324,16 +320,7 @@ fn deeper_than_any_path_may_be() {
     let now = listing(&tree);
     let empty = Tree::new();
     let changes = now.changes_since(&listing(&empty));
-    let (source, target) = (tree.open(), empty.open());
-    apply(
-        &now,
-        &changes,
-        source.as_fd(),
-        target.as_fd(),
-        &mut |_| {},
-        GO_ON,
-    )
-    .unwrap();
+    replay(&now, &changes, &tree, &empty);
     assert_eq!(listing(&empty).digest(), now.digest());
 }
 

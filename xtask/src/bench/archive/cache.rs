@@ -24,7 +24,7 @@ const NOTHING: &str = "obuild archive sync, nothing new";
 const OPAM_NOTHING: &str = "opam admin cache, nothing new";
 
 /// A generated repository and the server of its archives.
-struct World {
+pub(super) struct World {
     repository: PathBuf,
     _server: Server,
     directory: PathBuf,
@@ -32,7 +32,7 @@ struct World {
 
 impl World {
     /// Makes a repository of so many packages that share so many archives of about so many bytes.
-    fn create(
+    pub(super) fn create(
         directory: &Path,
         package_count: usize,
         archive_count: usize,
@@ -107,7 +107,7 @@ impl World {
         self.directory.join(name)
     }
 
-    fn ours(&self, to: &Path, more: &[&str]) -> Vec<String> {
+    pub(super) fn ours(&self, to: &Path, more: &[&str]) -> Vec<String> {
         let obuild = workspace::target().join("release/obuild");
         let mut command = vec![text(&obuild), "archive".to_owned(), "sync".to_owned()];
         command.extend([text(&self.repository), "--to".to_owned(), text(to)]);
@@ -132,7 +132,7 @@ impl World {
     }
 }
 
-fn text(path: &Path) -> String {
+pub(super) fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
@@ -152,7 +152,7 @@ fn sums(directory: &Path, kind: &str) -> Result<HashMap<String, String>> {
         .collect()
 }
 
-fn row(label: &str) -> Row {
+pub(super) fn row(label: &str) -> Row {
     Row {
         label: label.to_owned(),
         samples: Vec::new(),
@@ -251,6 +251,6 @@ pub(super) fn scale_verdicts(table: &Table) -> Vec<String> {
     verdicts
 }
 
-fn word(met: bool) -> &'static str {
+pub(super) fn word(met: bool) -> &'static str {
     if met { "met" } else { "MISSED" }
 }

@@ -2,6 +2,7 @@
 //! Comparisons of the archive's parts with opam's own tools, on the real opam-repository.
 
 mod cache;
+mod image;
 mod index;
 mod opam;
 
@@ -32,5 +33,17 @@ pub(crate) const ALL: &[Scenario] = &[
         summary: "the archive with as many packages as opam-repository has: all of it, and nothing new",
         run: cache::scale,
         verdicts: cache::scale_verdicts,
+    },
+    Scenario {
+        name: "archive-image",
+        summary: "a push of an image with as many archives as the real one, after one new package",
+        run: image::push,
+        verdicts: image::push_verdicts,
+    },
+    Scenario {
+        name: "archive-merges",
+        summary: "a thousand merges, each pushed: layers, and bytes sent for those that came (ten minutes)",
+        run: image::merges,
+        verdicts: image::merges_verdicts,
     },
 ];
