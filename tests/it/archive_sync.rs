@@ -402,7 +402,9 @@ fn killed_in_the_middle_of_a_large_archive_it_goes_on_there() {
         mirror
             .server
             .behave("/large.tgz", [Behaviour::Stall(3_000_000)]);
-        let mut child = mirror.start(&["--stall-timeout", "1m"]);
+        // Patient, since the server is to be the one that waits.
+        let mut command = mirror.command(&["sync", "repo", "--to", "out"]);
+        let mut child = command.spawn().unwrap();
         let long = || {
             let mut entries = fs_err::read_dir(&incoming).into_iter().flatten();
             entries.find_map(|entry| {
