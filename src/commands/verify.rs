@@ -4,7 +4,7 @@
 use super::run::build_spec;
 use super::{open_engine, print, runtime};
 use crate::cli::{Global, RsyncMode, Run, SandboxKind, Verify};
-use crate::config::Config;
+use crate::config::{Config, parse_store};
 use crate::differences::text;
 use crate::failure::{Failure, Negative};
 use crate::outputs::{Outputs, source_date_epoch};
@@ -94,11 +94,18 @@ fn elsewhere(
     second_store: Option<&str>,
 ) -> Result<Global> {
     let mut global = global.clone();
-    if let Some(url) = second_store {
-        global.store = Some(url.to_owned());
+    let config = Config::read(&global)?;
+    if let Some(text) = second_store {
+        let url = parse_store(text)?;
+        let is_rsync = url.kind == Kind::Rsync;
+        global.rsync_mode = global.rsync_mode.filter(|_| is_rsync);
+        // A new one has to have some mode; what the options say of that is for the first store.
+        if is_rsync && !url.path.exists() && config.rsync_mode.is_none() {
+            global.rsync_mode.get_or_insert(RsyncMode::Copy);
+        }
+        global.store = Some(url.to_string());
         return Ok(global);
     }
-    let config = Config::read(&global)?;
     let runtime = options.sandbox.runtime.is_some();
     let asked = options.sandbox.sandbox;
     let asked = asked.or(runtime.then_some(SandboxKind::Runc));
