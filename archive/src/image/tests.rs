@@ -340,7 +340,7 @@ fn an_index_in_parts_sends_what_changed_and_is_served_as_it_was() {
         parts: true,
         ..ImageOptions::default()
     };
-    let mut plain = 0;
+    let mut length = 0;
     let mut last: Option<ArchiveImage> = None;
     for turn in 0..60 {
         for number in 0..(if turn == 0 { 400 } else { 1 }) {
@@ -376,7 +376,7 @@ fn an_index_in_parts_sends_what_changed_and_is_served_as_it_was() {
             .and_then(|parts| parts.write(&mut served))
             .expect("whole");
         assert!(served == file, "turn {turn}");
-        plain = file.len();
+        length = file.len();
         last = Some(image);
     }
     let kept = fs_err::read_dir(world.path().join(".obuild/image/index")).expect("parts");
@@ -385,7 +385,7 @@ fn an_index_in_parts_sends_what_changed_and_is_served_as_it_was() {
         .expect("known");
     assert!(kept.count() < known.parts().len() * 4, "old parts go");
     // Something else made the index: it goes as it is.
-    fs_err::write(world.path().join("index.tar.gz"), vec![0; plain]).expect("written");
+    fs_err::write(world.path().join("index.tar.gz"), vec![0; length]).expect("written");
     let plan = plan(world.path(), &options).expect("a plan");
     assert!(plan.index.is_none());
 }
