@@ -32,6 +32,10 @@ pub(crate) struct Config {
     pub(crate) progress: Option<ProgressKind>,
     pub(crate) record_digests: Option<bool>,
     pub(crate) builder_id: Option<String>,
+    /// Caches that are used when the command line names none.
+    #[serde(default)]
+    pub(crate) cache_from: Vec<String>,
+    pub(crate) cache_verify: Option<PathBuf>,
     /// What is special about registries, by host.
     #[serde(default)]
     pub(crate) registry: BTreeMap<String, Registry>,

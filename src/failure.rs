@@ -133,11 +133,11 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(obuild_stores::Error::Newer { .. }) = cause.downcast_ref() {
             return Some("use the newer obuild, or another --store".to_owned());
         }
-        if let Some(obuild_stores::Error::Tool { .. }) = cause.downcast_ref() {
-            return Some(
-                "nothing that was cached is lost: run the build again when the command works. `dmesg` tells if the kernel killed it for want of memory"
-                    .to_owned(),
-            );
+        if let Some(hint) = cause
+            .downcast_ref::<obuild_stores::Error>()
+            .and_then(obuild_stores::Error::hint)
+        {
+            return Some(hint.to_owned());
         }
         if let Some(obuild_stores::Error::NoSuchSnapshot(_)) = cause.downcast_ref() {
             return Some(MISSING.to_owned());

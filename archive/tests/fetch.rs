@@ -122,6 +122,83 @@ async fn a_file_that_changes_or_a_wrong_range_begins_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_later_process_goes_on_with_a_long_archive_if_it_is_the_same() {
+    for second in [Behaviour::Good, Behaviour::Changed] {
+        let mut bench = Bench::new();
+        bench.options.attempts = 1;
+        let body = data(3 << 20);
+        bench.server.put("/a", &body);
+        bench
+            .server
+            .behave("/a", [Behaviour::Cut(2 << 20), second.clone()]);
+        bench.fetch("/a").await.expect_err("it is cut");
+        assert_eq!(bench.leftovers(), 2, "the beginning and its note");
+        // As a process that begins anew; one with another URL has nothing to do with it.
+        bench.cache = Cache::open(bench.directory.path()).expect("room");
+        bench.cache.recover().expect("it can be read");
+        bench.server.put("/b", &body);
+        let other = bench.fetch("/b").await.expect("it comes");
+        assert!(!other.resumed);
+        let fetched = bench.fetch("/a").await.expect("it comes");
+        assert_eq!(fetched.file.hashes(), other.file.hashes(), "{second:?}");
+        assert_eq!(fetched.resumed, matches!(second, Behaviour::Good));
+        let last = bench.server.requests().pop().expect("one");
+        assert_eq!(last.headers["if-range"], "\"one\"");
+        let start: usize = last.headers["range"]["bytes=".len()..]
+            .trim_end_matches('-')
+            .parse()
+            .expect("a number");
+        assert!(start > 1 << 20 && start <= 2 << 20, "{start}");
+        drop((fetched, other));
+        assert_eq!(bench.leftovers(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beginnings_without_a_use_are_removed() {
+    let mut bench = Bench::new();
+    bench.options.attempts = 1;
+    bench.server.put("/a", &data(3 << 20));
+    bench.server.always("/a", Behaviour::Cut(2 << 20));
+    let incoming = bench.directory.path().join(".obuild/incoming");
+    let recover = || {
+        let cache = Cache::open(bench.directory.path()).expect("room");
+        cache.recover().expect("it can be read");
+    };
+    let file = || {
+        let mut entries = fs_err::read_dir(&incoming).expect("it is there");
+        let path = entries.find_map(|entry| {
+            let path = entry.expect("an entry").path();
+            path.extension().is_none().then_some(path)
+        });
+        path.expect("a beginning")
+    };
+    bench.fetch("/a").await.expect_err("it is cut");
+    recover();
+    assert_eq!(bench.leftovers(), 2);
+    // Nobody came for it in a week.
+    let old = std::time::SystemTime::now() - Duration::from_hours(8 * 24);
+    let opened = fs_err::File::options().write(true).open(file());
+    opened
+        .and_then(|file| file.set_modified(old))
+        .expect("it is ours");
+    recover();
+    assert_eq!(bench.leftovers(), 0);
+    // A note that says nothing.
+    bench.fetch("/a").await.expect_err("it is cut");
+    fs_err::write(file().with_extension("of"), "{").expect("room");
+    recover();
+    assert_eq!(bench.leftovers(), 0);
+    // What the server does not have any more is of no use to anybody.
+    bench.fetch("/a").await.expect_err("it is cut");
+    bench.cache = Cache::open(bench.directory.path()).expect("room");
+    bench.cache.recover().expect("it can be read");
+    bench.server.always("/a", Behaviour::Status(404, None));
+    bench.fetch("/a").await.expect_err("it is gone");
+    assert_eq!(bench.leftovers(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn servers_that_do_not_send_are_given_up() {
     let mut bench = Bench::new();
     bench.options.attempts = 2;

@@ -53,7 +53,7 @@ const LEFTOVERS: [(&str, What); 17] = [
 ];
 
 /// Shows the host's devices in the tree that is the first argument, and goes on as the others say. In a user namespace nobody may make any;
-/// debootstrap makes only those that are not there (1.0.128 functions, mknod_if_needed). They are gone with the mount namespace.
+/// debootstrap makes only those that are not there (1.0.128 functions, `mknod_if_needed`). They are gone with the mount namespace.
 const WITH_DEVICES: &str = r#"set -e
 target=$1; shift
 mkdir -p "$target/dev"

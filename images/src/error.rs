@@ -286,6 +286,7 @@ impl Error {
             }
             Self::Unpack { source, .. } => return io_hint(source.io()?),
             Self::Io { source, .. } | Self::Store(obuild_stores::Error::Io { source, .. }) => return io_hint(source),
+            Self::Store(source) => source.hint()?.into(),
             _ => return None,
         };
         Some(hint)

@@ -59,8 +59,14 @@ pub(crate) fn build_spec(
         .collect::<Result<HashMap<_, _>>>()?;
     let sharing = Sharing::parse(
         &options.cache_to,
-        &options.cache_from,
-        options.cache_verify.as_deref(),
+        match options.cache_from.as_slice() {
+            [] => config.cache_from.as_slice(),
+            named => named,
+        },
+        options
+            .cache_verify
+            .as_deref()
+            .or(config.cache_verify.as_deref()),
     )?;
     let limits = limits(options, &config)?;
     // A key that cannot be used is found out before the build, not after it.

@@ -81,6 +81,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns what a person can do about it, if that is the same wherever it happens.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Tool { .. } => Some(
+                "nothing that was cached is lost: run the build again when the command works. `dmesg` tells if the kernel killed it for want of memory",
+            ),
+            _ => None,
+        }
+    }
+
     /// Wraps what the kernel said of `path`.
     pub(crate) fn io(
         action: &'static str,

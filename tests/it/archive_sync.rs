@@ -390,6 +390,58 @@ fn killed_at_any_moment_it_goes_on() {
 }
 
 #[test]
+fn killed_in_the_middle_of_a_large_archive_it_goes_on_there() {
+    let mirror = Mirror::new();
+    let data: Vec<u8> = (0..6_000_000_usize)
+        .map(|byte| u8::try_from((byte * 7 + byte / 251) % 251).unwrap())
+        .collect();
+    let sums = mirror.package("large", &data);
+    mirror.commit();
+    let incoming = mirror.path("out/.obuild/incoming");
+    for damaged in [false, true] {
+        mirror
+            .server
+            .behave("/large.tgz", [Behaviour::Stall(3_000_000)]);
+        // Patient, since the server is to be the one that waits.
+        let mut command = mirror.command(&["sync", "repo", "--to", "out"]);
+        let mut child = command.spawn().unwrap();
+        let long = || {
+            let mut entries = fs_err::read_dir(&incoming).into_iter().flatten();
+            entries.find_map(|entry| {
+                let path = entry.ok()?.path();
+                let note = path.with_extension("of").exists() && path.extension().is_none();
+                (note && path.metadata().ok()?.len() > 2_000_000).then_some(path)
+            })
+        };
+        let beginning = loop {
+            if let Some(path) = long() {
+                break path;
+            }
+            assert!(child.try_wait().unwrap().is_none(), "it waits for more");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if damaged {
+            // As a power failure may leave it.
+            fs_err::write(&beginning, vec![0; 2_500_000]).unwrap();
+        }
+        let before = mirror.server.requests().len();
+        let (status, report) = mirror.sync(&[]);
+        assert_eq!(status, 0, "{report:#}");
+        assert_eq!(report["archives"]["fetched"], 1, "{report:#}");
+        let requests = mirror.server.requests();
+        assert!(requests[before].headers["range"].starts_with("bytes=2"));
+        // Only what turns out to be wrong is fetched from the beginning.
+        assert_eq!(requests.len() - before, if damaged { 2 } else { 1 });
+        assert_eq!(mirror.verify()["damaged"], Value::Array(Vec::new()));
+        assert_eq!(fs_err::read_dir(&incoming).unwrap().count(), 0);
+        fs_err::remove_dir_all(mirror.path("out")).unwrap();
+    }
+    assert!(!mirror.cached(&sums[0]).exists());
+}
+
+#[test]
 fn two_syncs_at_once_are_one_after_the_other() {
     let mirror = Mirror::new();
     many(&mirror, 10);
@@ -474,6 +526,52 @@ fn a_full_disk_loses_nothing_and_it_goes_on_when_there_is_room() {
 }
 
 #[test]
+fn git_reaches_servers_the_way_its_user_does() {
+    let mirror = Mirror::new();
+    let proxy = mirror.server.url("");
+    let url = "http://behind-a-proxy.example/repository.git";
+    let mut command = mirror.command(&["sync", url, "--to", "out"]);
+    let ran = Ran::from(command.env("http_proxy", proxy).output().unwrap());
+    // The proxy has no such repository, but it was asked, and nobody else was.
+    assert_eq!(ran.status, 3, "{ran:#?}");
+    let asked = mirror.server.requests();
+    assert!(
+        asked
+            .iter()
+            .any(|request| request.path == "/repository.git/info/refs?service=git-upload-pack"),
+        "{asked:#?}"
+    );
+}
+
+#[test]
+fn servers_that_cut_crawl_or_turn_in_circles_hold_nothing_up() {
+    let mirror = Mirror::new();
+    let good = mirror.package("good", b"the good archive");
+    for (name, behaviour) in [
+        ("short", Behaviour::Short(5)),
+        ("stalls", Behaviour::Stall(5)),
+        ("crawls", Behaviour::Crawl(Duration::from_millis(300))),
+        ("circles", Behaviour::Redirect("/circles.tgz".to_owned())),
+        ("endless", Behaviour::Endless),
+    ] {
+        mirror.package(name, format!("what {name} should be").as_bytes());
+        mirror.server.always(&format!("/{name}.tgz"), behaviour);
+    }
+    mirror.commit();
+    let (status, report) = mirror.sync(&["--largest", "4m"]);
+    assert_eq!(status, 1, "{report:#}");
+    assert_eq!(report["archives"]["missing"], 5, "{report:#}");
+    let failed = report["failed"].to_string();
+    for reason in ["bytes in 1 seconds", "too many redirects", "more than"] {
+        assert!(failed.contains(reason), "{reason}: {report:#}");
+    }
+    assert!(mirror.cached(&good[0]).exists());
+    assert_eq!(mirror.verify()["archives"], 1);
+    let left = fs_err::read_dir(mirror.path("out/.obuild/incoming")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
 fn a_hostile_repository_does_no_harm() {
     let mirror = Mirror::new();
     let good = mirror.package("good", b"the good archive");
@@ -495,6 +593,19 @@ fn a_hostile_repository_does_no_harm() {
         "url { src: \"http://a.example/a\" checksum: \"sha256=../../../../etc/passwd\" }",
     );
     mirror.opam("deep", &"[".repeat(100_000));
+    // A digest of another kind's length, beside a good one, which counts.
+    let sum = sum("sha256", b"lengths");
+    mirror.declare(
+        "lengths",
+        &[format!("sha512={sum}"), format!("sha256={sum}")],
+        "",
+    );
+    mirror.server.put("/lengths.tgz", b"lengths");
+    // Two files under one checksum: the second cannot be what it says.
+    mirror.declare("twin", &[good[1].clone()], "");
+    mirror.server.put("/twin.tgz", b"another archive");
+    // Larger than any opam file.
+    mirror.opam("huge", &"# nothing\n".repeat(1 << 20));
     mirror.opam(
         "scheme",
         "url { src: \"ftp://127.0.0.1/a\" checksum: \"md5=00000000000000000000000000000001\" }",
@@ -508,8 +619,14 @@ fn a_hostile_repository_does_no_harm() {
     let ran = mirror.run(&["sync", &url, "--to", "out", "--format", "json"]);
     assert_eq!(ran.status, 1, "{ran:#?}");
     let report: Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!(report["archives"]["fetched"], 1, "{report:#}");
+    assert_eq!(report["archives"]["fetched"], 2, "{report:#}");
     assert_eq!(report["archives"]["missing"], 3, "{report:#}");
+    let problems = report["problems"].to_string();
+    assert!(problems.contains("checksum-length"), "{report:#}");
+    assert_eq!(
+        fs_err::read(mirror.cached(&good[1])).unwrap(),
+        b"the good archive"
+    );
     assert!(
         report["failed"]
             .to_string()

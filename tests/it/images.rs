@@ -269,7 +269,7 @@ fn diff_and_verify_say_what_differs() {
         assert_eq!(ran.status, 1, "{ran:?}");
         assert!(ran.stdout.contains("C /order\n"), "{ran:?}");
     }
-    assert!(!ran.stdout.contains("/sorted"), "{ran:?}");
+    assert!(!ran.stdout.contains("C /sorted"), "{ran:?}");
     let second = format!("rsync:{}", world.path("second").display());
     let ran = world.run(&[
         "verify",
@@ -280,7 +280,7 @@ fn diff_and_verify_say_what_differs() {
         &second,
     ]);
     assert!(ran.status <= 1, "{ran:?}");
-    assert!(!ran.stdout.contains("/sorted"), "{ran:?}");
+    assert!(!ran.stdout.contains("C /sorted"), "{ran:?}");
     assert!(!world.ok(&["ls", "-q", "--store", &second]).is_empty());
     world.assert_clean();
 }

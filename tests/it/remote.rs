@@ -293,24 +293,21 @@ fn processes_that_fetch_the_same_at_once_get_the_same() {
     let (_, made) = build(&one, &["--cache-to", &to]);
     assert_eq!(made.status, 0, "{made:#?}");
     let from = format!("type=local,src={}", layout.display());
+    // Named by the configuration, as it is for a pool of machines.
     for kind in ["overlay", "rsync"] {
         let other = World::on(obuild_fixtures::FileSystem::Default, kind);
         let Some(other) = other else { return };
         spec(&other, OPERATIONS);
-        let arguments = [
-            "run",
-            "spec.sexp",
-            "--cache-from",
-            &from,
-            "--progress",
-            "json",
-        ];
+        let text = format!("rsync-mode = \"hardlink\"\ncache-from = [{from:?}]\n");
+        other.write("config.toml", text);
+        let arguments = ["run", "spec.sexp", "--progress", "json"];
         let children: Vec<_> = (0..3).map(|_| other.start(&arguments)).collect();
         for child in children {
             let ran = Ran::from(child.wait_with_output().unwrap());
             assert_eq!(ran.status, 0, "{ran:#?}");
             assert_eq!(ran.stdout, made.stdout);
             assert!(!ran.stderr.contains("\"warning\""), "{ran:#?}");
+            assert!(ran.stderr.contains("\"fetched\""), "{ran:#?}");
         }
         // Each draws random bytes if it is run.
         assert_same(&one, &other, made.stdout.trim());

@@ -33,9 +33,11 @@ pub(crate) use walk::Entry;
 use crate::Checksum;
 use fs_err as fs;
 use hashes::BLOCK;
+use incoming::Beginnings;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The directory of an archive.
@@ -44,6 +46,7 @@ pub struct Cache {
     directory: PathBuf,
     incoming: PathBuf,
     quarantine: PathBuf,
+    beginnings: Arc<Beginnings>,
 }
 
 /// Which file a name leads to.
@@ -91,6 +94,7 @@ impl Cache {
             directory: directory.join("cache"),
             incoming: private.join("incoming"),
             quarantine: private.join("quarantine"),
+            beginnings: Arc::default(),
         };
         for path in [&cache.directory, &cache.incoming, &cache.quarantine] {
             fs::create_dir_all(path).map_err(CacheError::Directory)?;

@@ -12,7 +12,9 @@ pub enum FetchError {
     #[error("the URL cannot be read: {0}")]
     Url(String),
     /// The URL is not one for archives.
-    #[error("{0}: URLs are not fetched, only http, https and file")]
+    #[error(
+        "{0}: URLs are not fetched, only http, https and file; `mirrors:` beside it or --upstream-cache can name a place that has it"
+    )]
     Scheme(String),
     /// A repository that is not local names a local file.
     #[error("file: URLs are followed in local repositories only, unless --file-urls is given")]

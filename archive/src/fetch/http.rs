@@ -16,6 +16,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// So much is gathered before it goes to a thread that hashes and writes.
 const GATHER: usize = 256 * 1024;
 
+/// What has come of a longer one outlives the process: a later one goes on with it.
+const LONG: u64 = 1024 * 1024;
+
 /// An attempt that brought so much was a good one: the attempts are counted anew.
 const PROGRESS: u64 = 1024 * 1024;
 
@@ -25,6 +28,8 @@ struct Download {
     /// What proves that the rest belongs to what has come (RFC 9110 §13.1.5).
     validator: Option<HeaderValue>,
     html: bool,
+    /// Whether it begins with what an earlier process received.
+    resumed: bool,
 }
 
 impl Fetcher {
@@ -35,11 +40,7 @@ impl Fetcher {
         sha384: bool,
     ) -> Result<Fetched, FetchError> {
         let host = self.hosts.get(url.host_str().unwrap_or_default());
-        let mut download = Download {
-            incoming: Some(cache.receive(sha384)?),
-            validator: None,
-            html: false,
-        };
+        let mut download = Download::begin(url, cache, sha384).await?;
         let mut attempt = 1;
         loop {
             let before = download.size();
@@ -49,6 +50,10 @@ impl Fetcher {
             };
             if download.size() >= before + PROGRESS {
                 attempt = 1;
+            }
+            // Our own disk may have room another time.
+            if !error.passes() && !matches!(error, FetchError::Cache(_)) {
+                download.forget();
             }
             if !error.passes() || attempt >= self.options.attempts {
                 return Err(error);
@@ -70,6 +75,7 @@ impl Fetcher {
         Ok(Fetched {
             file: incoming.finish()?,
             html: download.html,
+            resumed: download.resumed,
         })
     }
 
@@ -118,6 +124,10 @@ impl Fetcher {
                     .is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
             }
             StatusCode::RANGE_NOT_SATISFIABLE if start > 0 => {
+                // All of it had come when an earlier process died (RFC 9110 §15.5.17).
+                if complete_length(headers) == Some(start) {
+                    return Ok(());
+                }
                 download.validator = None;
                 return Err(FetchError::Range);
             }
@@ -134,12 +144,13 @@ impl Fetcher {
         {
             return Err(FetchError::TooLarge(self.options.largest));
         }
-        self.receive(response, download).await
+        self.receive(url, response, download).await
     }
 
     /// Takes the body. What had come when it broke off is kept.
     async fn receive(
         &self,
+        url: &Url,
         mut response: Response,
         download: &mut Download,
     ) -> Result<(), FetchError> {
@@ -163,7 +174,7 @@ impl Fetcher {
                         break Err(FetchError::TooLarge(self.options.largest));
                     }
                     if waiting >= GATHER {
-                        download.write(std::mem::take(&mut gathered)).await?;
+                        download.write(url, std::mem::take(&mut gathered)).await?;
                         waiting = 0;
                     }
                 }
@@ -183,17 +194,43 @@ impl Fetcher {
                 end = Instant::now() + window;
             }
         };
-        download.write(gathered).await?;
+        download.write(url, gathered).await?;
         result
     }
 }
 
 impl Download {
+    /// Begins, where an earlier process broke off if one did.
+    async fn begin(url: &Url, cache: &Cache, sha384: bool) -> Result<Self, FetchError> {
+        let (own, earlier) = (cache.clone(), url.to_string());
+        let earlier = tokio::task::spawn_blocking(move || own.resume(&earlier, sha384))
+            .await
+            .map_err(|error| CacheError::Read(io::Error::other(error)))?;
+        let (incoming, validator) = match earlier {
+            Some((incoming, validator)) => (incoming, HeaderValue::from_str(&validator).ok()),
+            None => (cache.receive(sha384)?, None),
+        };
+        Ok(Self {
+            resumed: incoming.size() > 0,
+            incoming: Some(incoming),
+            validator,
+            html: false,
+        })
+    }
+
+    /// Leaves nothing for a later process.
+    fn forget(&mut self) {
+        if let Some(incoming) = &mut self.incoming {
+            incoming.forget();
+        }
+    }
+
     fn size(&self) -> u64 {
         self.incoming.as_ref().map_or(0, Incoming::size)
     }
 
     fn restart(&mut self) -> Result<(), CacheError> {
+        self.resumed = false;
         match &mut self.incoming {
             Some(incoming) if incoming.size() > 0 => incoming.restart(),
             _ => Ok(()),
@@ -201,10 +238,17 @@ impl Download {
     }
 
     /// Hashes and writes on a thread for that.
-    async fn write(&mut self, chunks: Vec<Bytes>) -> Result<(), FetchError> {
+    async fn write(&mut self, url: &Url, chunks: Vec<Bytes>) -> Result<(), FetchError> {
         let mut incoming = self.incoming.take().expect("it is given back");
+        let long = incoming.size() >= LONG;
+        let validator = self.validator.as_ref().filter(|_| long);
+        let note =
+            validator.and_then(|text| Some((url.to_string(), text.to_str().ok()?.to_owned())));
         let work = move || {
-            let result = chunks.iter().try_for_each(|chunk| incoming.write(chunk));
+            let mut result = chunks.iter().try_for_each(|chunk| incoming.write(chunk));
+            if let Some((url, validator)) = note {
+                result = result.and_then(|()| incoming.remember(&url, &validator));
+            }
             (incoming, result)
         };
         let (incoming, result) = tokio::task::spawn_blocking(work)
@@ -221,6 +265,12 @@ fn validator(headers: &HeaderMap) -> Option<HeaderValue> {
         Some(tag) if !tag.as_bytes().starts_with(b"W/") => Some(tag.clone()),
         _ => headers.get(LAST_MODIFIED).cloned(),
     }
+}
+
+/// Returns how long the whole is, from an answer that there is nothing where it was asked for: `bytes */1234` (RFC 9110 §14.4).
+fn complete_length(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    range.strip_prefix("bytes */")?.parse().ok()
 }
 
 /// Returns where a partial answer begins: `bytes 42-1233/1234` (RFC 9110 §14.4).

@@ -52,6 +52,7 @@ impl Fetcher {
             Ok(Fetched {
                 file: incoming.finish()?,
                 html: false,
+                resumed: false,
             })
         };
         tokio::task::spawn_blocking(copy)

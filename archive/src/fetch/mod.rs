@@ -90,6 +90,8 @@ pub struct Fetched {
     pub file: Finished,
     /// Whether the server called it a page of HTML.
     pub html: bool,
+    /// Whether an earlier process received the beginning of it.
+    pub resumed: bool,
 }
 
 impl Fetcher {
@@ -120,7 +122,7 @@ impl Fetcher {
     ///
     /// # Cancel safety
     ///
-    /// What has come is thrown away.
+    /// What has come is thrown away, but for the beginning of a long archive, with which [`Cache::resume`] goes on.
     pub async fn fetch(
         &self,
         url: &str,

@@ -12,6 +12,7 @@ use crate::repository::Commit;
 use bstr::BString;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,6 +65,20 @@ impl Table {
             pieces: Vec::new(),
             raw_end: 0,
             deflated_end: 0,
+        }
+    }
+
+    /// Returns a copy that has everything but the pieces.
+    pub(super) fn without_pieces(&self) -> Self {
+        Self {
+            format: self.format.clone(),
+            generation: self.generation,
+            commit: self.commit.clone(),
+            repo: self.repo.clone(),
+            version: self.version.clone(),
+            pieces: Vec::new(),
+            raw_end: self.raw_end,
+            deflated_end: self.deflated_end,
         }
     }
 
@@ -216,8 +231,7 @@ impl Store {
             let length: u64 = run.iter().map(|piece| piece.segment.bytes).sum();
             let length = usize::try_from(length).map_err(|_| damaged(&self.deflated))?;
             let start = out.len();
-            out.resize(start + length, 0);
-            read_into(&self.deflated, run[0].deflated_at, &mut out[start..])?;
+            append(&self.deflated, run[0].deflated_at, length, out)?;
             let mut rest = &out[start..];
             for piece in run {
                 // It fits: the lengths were added up just now.
@@ -259,6 +273,20 @@ fn read(file: &(File, PathBuf), at: u64, length: u64) -> Result<Vec<u8>, Error> 
     let mut bytes = vec![0; length];
     read_into(file, at, &mut bytes)?;
     Ok(bytes)
+}
+
+/// Appends `length` bytes of a file to `out`, which need not be filled with zeros first.
+fn append(file: &(File, PathBuf), at: u64, length: usize, out: &mut Vec<u8>) -> Result<(), Error> {
+    let mut reader = &file.0;
+    let appended = reader
+        .seek(SeekFrom::Start(at))
+        .and_then(|_| reader.take(length as u64).read_to_end(out))
+        .map_err(Error::io("read", &file.1))?;
+    if appended == length {
+        Ok(())
+    } else {
+        Err(damaged(file))
+    }
 }
 
 fn read_into(file: &(File, PathBuf), at: u64, bytes: &mut [u8]) -> Result<(), Error> {

@@ -130,7 +130,7 @@ pub(super) fn by_changes(
     commit: &Commit,
 ) -> Result<(Table, Work), Error> {
     let mut work = Work::default();
-    let mut table = old.clone();
+    let mut table = old.without_pieces();
     table.commit = commit.clone();
     let mut changes = Vec::new();
     work.skipped = repository.changes(Some(&old.commit), commit, &mut |change: Change| {
@@ -143,6 +143,7 @@ pub(super) fn by_changes(
         Ok::<(), Error>(())
     })?;
     if changes.is_empty() {
+        table.pieces.clone_from(&old.pieces);
         return Ok((table, work));
     }
     let store = state.store(old.generation, false)?;

@@ -3,6 +3,7 @@
 
 use super::Error;
 use bstr::{BString, ByteSlice};
+use std::collections::HashSet;
 use std::fmt;
 
 /// The longest path that is passed on. Real ones reach 110 bytes.
@@ -107,10 +108,14 @@ pub(super) fn judge(prefix: &[u8], name: &[u8]) -> Verdict {
 pub(super) fn case_twins<'a>(names: impl Iterator<Item = &'a [u8]>) -> Vec<&'a [u8]> {
     let mut names: Vec<&[u8]> = names.collect();
     let folded = |name: &&[u8]| name.to_ascii_lowercase();
-    // Most directories have one entry.
-    if names.len() < 2 {
+    // Of two twins one has a capital letter; most names have none, and most directories have one entry.
+    let capital = |name: &&&[u8]| name.iter().any(u8::is_ascii_uppercase);
+    let capitals: HashSet<Vec<u8>> = names.iter().filter(capital).map(folded).collect();
+    if names.len() < 2 || capitals.is_empty() {
         return Vec::new();
     }
+    let lengths: HashSet<usize> = capitals.iter().map(Vec::len).collect();
+    names.retain(|name| lengths.contains(&name.len()) && capitals.contains(&folded(name)));
     names.sort_by_cached_key(folded);
     let mut twins: Vec<&[u8]> = names
         .windows(2)

@@ -7,8 +7,9 @@
 use super::names::{self, Reason, Skipped, Verdict};
 use super::objects::{Header, Kind, Objects, broken};
 use super::{Change, Commit, Error, Limits, Options};
-use bstr::BString;
-use std::collections::{BTreeMap, HashSet};
+use bstr::{BString, ByteSlice};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 /// How many objects are asked for at once: enough that git never waits for us, few enough to remember.
 const BATCH: usize = 4096;
@@ -109,17 +110,25 @@ impl Comparison<'_> {
     fn compare_entries(
         &mut self,
         prefix: &[u8],
-        old: &BTreeMap<&[u8], Entry<'_>>,
-        new: &BTreeMap<&[u8], Entry<'_>>,
+        old: &[(&[u8], Entry<'_>)],
+        new: &[(&[u8], Entry<'_>)],
     ) -> Result<(), Error> {
-        for (name, before) in old {
-            if new.get(name) != Some(before) {
-                self.differ(prefix, name, Some(before), new.get(name));
-            }
-        }
-        for (name, after) in new {
-            if !old.contains_key(name) {
-                self.differ(prefix, name, None, Some(after));
+        let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+        loop {
+            let order = match (old.peek(), new.peek()) {
+                (None, None) => break,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((before, _)), Some((after, _))) => before.cmp(after),
+            };
+            let before = if order.is_le() { old.next() } else { None };
+            let after = if order.is_ge() { new.next() } else { None };
+            let Some((name, _)) = before.or(after) else {
+                break;
+            };
+            let (before, after) = (before.map(|side| &side.1), after.map(|side| &side.1));
+            if before != after {
+                self.differ(prefix, name, before, after);
             }
         }
         // Directories count too: a tree can name itself's likes for ever without a single file.
@@ -181,15 +190,14 @@ fn read_tree(objects: &mut Objects, id: &[u8]) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// Returns what is to be looked at in a tree, by name, and reports the rest.
+/// Returns what is to be looked at in a tree, sorted by name, and reports the rest.
 fn entries<'a>(
     prefix: &[u8],
     mut tree: &'a [u8],
     id_bytes: usize,
     mut skipped: Option<&mut Vec<Skipped>>,
-) -> Result<BTreeMap<&'a [u8], Entry<'a>>, Error> {
-    let mut entries = BTreeMap::new();
-    let mut seen = HashSet::new();
+) -> Result<Vec<(&'a [u8], Entry<'a>)>, Error> {
+    let mut judged = Vec::new();
     let mut report = |name: &[u8], reason: Reason| {
         if let Some(skipped) = &mut skipped {
             skipped.push(Skipped {
@@ -215,8 +223,15 @@ fn entries<'a>(
                 continue;
             }
         }
+        judged.push((name, mode, id));
+    }
+    // Nearly sorted already: git puts `a-b` before the directory `a`. Of two of one name the first stays first.
+    judged.sort_by_key(|(name, ..)| *name);
+    let mut entries = Vec::with_capacity(judged.len());
+    let mut last = None;
+    for (name, mode, id) in judged {
         // Before its kind is looked at, so that a link and a file of one name are not two different things.
-        if !seen.insert(name) {
+        if last.replace(name) == Some(name) {
             report(name, Reason::Twice);
             continue;
         }
@@ -240,10 +255,16 @@ fn entries<'a>(
             report(name, Reason::Special);
             continue;
         }
-        entries.insert(name, Entry { kind, id });
+        entries.push((name, Entry { kind, id }));
     }
-    for name in names::case_twins(entries.keys().copied()) {
-        report(name, Reason::Case);
+    if let Some(skipped) = skipped {
+        let names = entries.iter().map(|(name, _)| *name);
+        for name in names::case_twins(names) {
+            skipped.push(Skipped {
+                path: [prefix, name].concat().into(),
+                reason: Reason::Case,
+            });
+        }
     }
     Ok(entries)
 }
@@ -257,11 +278,11 @@ struct Raw<'a> {
 
 /// Takes an entry off a tree, and returns it and the rest.
 fn split_entry(tree: &[u8], id_bytes: usize) -> Option<(Raw<'_>, &[u8])> {
-    let space = tree.iter().position(|byte| *byte == b' ')?;
+    let space = tree.find_byte(b' ')?;
     let mode = std::str::from_utf8(&tree[..space]).ok()?;
     let mode = u32::from_str_radix(mode, 8).ok()?;
     let rest = &tree[space + 1..];
-    let end = rest.iter().position(|byte| *byte == 0)?;
+    let end = rest.find_byte(0)?;
     let id = rest.get(end + 1..end + 1 + id_bytes)?;
     let name = &rest[..end];
     Some((Raw { mode, name, id }, &rest[end + 1 + id_bytes..]))

@@ -5,7 +5,7 @@ use super::job::Job;
 use super::{Report, SyncError};
 use crate::Checksum;
 use crate::cache::{Added, Cache, CacheError, Committer, Counters};
-use crate::fetch::{FetchError, Fetcher, host};
+use crate::fetch::{FetchError, Fetched, Fetcher, host};
 use crate::state::{Attempt, FailureKind, State};
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -186,7 +186,16 @@ impl Context {
         let mut attempts = Vec::new();
         let (mut kind, mut asked) = (FailureKind::Unreachable, None::<Duration>);
         for Candidate { url, cache } in self.candidates(job) {
-            let reason = match self.fetcher.fetch(&url, cache, &self.cache, sha384).await {
+            let fetch = || self.fetcher.fetch(&url, cache, &self.cache, sha384);
+            let mut fetched = fetch().await;
+            let wrong = |fetched: &Fetched| {
+                fetched.resumed && !fetched.file.hashes().mismatches(&job.checksums).is_empty()
+            };
+            if fetched.as_ref().is_ok_and(wrong) {
+                // What an earlier run left need not be what it received, after a power failure.
+                fetched = fetch().await;
+            }
+            let reason = match fetched {
                 Ok(fetched) => {
                     let mismatches = fetched.file.hashes().mismatches(&job.checksums);
                     if mismatches.is_empty() {

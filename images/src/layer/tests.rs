@@ -186,11 +186,16 @@ fn path(number: u8) -> Vec<u8> {
     names.join(&b'/')
 }
 
+/// The attribute of a file that has had several names.
+const LINKED: &str = "user.linked";
+
 /// Makes edits; what cannot be made where others are in the way is left out, in every store alike.
 fn make(top: &Path, edits: &[Edit]) {
     let full = |number: u8| top.join(OsStr::from_bytes(&path(number)));
+    // An overlay goes on counting a name in a lower layer that is deleted: so a file that ever had two is told by a mark.
     let alone = |path: &Path| {
         fs_err::symlink_metadata(path).is_ok_and(|stat| stat.is_file() && stat.nlink() == 1)
+            && rustix::fs::lgetxattr(path, LINKED, &mut [0_u8; 0]).is_err()
     };
     let set = |path: &Path, mode: u16| {
         let _ = fs_err::set_permissions(path, PermissionsExt::from_mode(u32::from(mode)));
@@ -225,6 +230,7 @@ fn make(top: &Path, edits: &[Edit]) {
             }
             Edit::Link(from, to) => {
                 if alone(&full(*from)) {
+                    rustix::fs::setxattr(full(*from), LINKED, b"", XattrFlags::empty()).unwrap();
                     let _ = fs_err::hard_link(full(*from), full(*to));
                 }
             }

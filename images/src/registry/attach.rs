@@ -101,11 +101,7 @@ pub fn sign(
     key: &SigningKey,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<bool, AttachError> {
-    let session = Session {
-        client,
-        image,
-        cancelled,
-    };
+    let session = Session::new(client, image, cancelled);
     let mut layers = session.attached(Kind::Signatures)?;
     for layer in &layers {
         if session.is_signed_by(layer, key.public())? {
@@ -133,11 +129,7 @@ pub fn attach(
     key: &SigningKey,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<(), AttachError> {
-    let session = Session {
-        client,
-        image,
-        cancelled,
-    };
+    let session = Session::new(client, image, cancelled);
     let mut layers = Vec::new();
     for layer in session.attached(Kind::Statements)? {
         let same = layer.annotations.get(PREDICATE_TYPE) == Some(&statement.predicate_type);
@@ -171,11 +163,7 @@ pub fn verify(
     key: &PublicKey,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<(), AttachError> {
-    let session = Session {
-        client,
-        image,
-        cancelled,
-    };
+    let session = Session::new(client, image, cancelled);
     let layers = session.attached(Kind::Signatures)?;
     if layers.is_empty() {
         return Err(AttachError::None {
@@ -198,11 +186,7 @@ pub fn statements(
     key: &PublicKey,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Vec<Statement>, AttachError> {
-    let session = Session {
-        client,
-        image,
-        cancelled,
-    };
+    let session = Session::new(client, image, cancelled);
     let mut statements = Vec::new();
     for layer in session.attached(Kind::Statements)? {
         statements.extend(session.statement(&layer, key)?);
@@ -246,7 +230,15 @@ struct Session<'a> {
     cancelled: &'a dyn Fn() -> bool,
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    fn new(client: &'a Client, image: &'a Signed, cancelled: &'a dyn Fn() -> bool) -> Self {
+        Self {
+            client,
+            image,
+            cancelled,
+        }
+    }
+
     fn title(&self) -> String {
         let Signed { name, digest } = self.image;
         format!("{}/{}@{digest}", name.host(), name.repository())

@@ -5,7 +5,11 @@ use super::case::{Case, remove_tree};
 use super::kill::{two_specs, wait_for_moment};
 use super::recipe::Recipe;
 use anyhow::{Result, ensure};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
+
+/// signal(7), on every Linux that obuild runs on.
+const SIGBUS: i32 = 7;
 
 /// Removes snapshots between builds and while one runs.
 pub(super) fn snapshot_deleted(case: &mut Case<'_>) -> Result<()> {
@@ -72,7 +76,9 @@ pub(super) fn database(case: &mut Case<'_>) -> Result<()> {
         }
         let ran = running.finish()?;
         case.note(&ran)?;
-        if !ran.status.success() {
+        // Who cuts off a file that SQLite has mapped, as its -shm is, ends every process that has it open.
+        let cut_off = in_the_middle && ran.status.signal() == Some(SIGBUS);
+        if !ran.status.success() && !cut_off {
             Case::check_failure(&ran, &[3])?;
         }
         if !in_the_middle {
