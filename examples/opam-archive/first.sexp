@@ -6,6 +6,7 @@
 ;   obuild run /tmp/opam-archive/first.sexp /tmp/opam-archive -o type=oci,dest=/tmp/opam-archive/image
 ((from debootstrap:bookworm)
  (env DEBIAN_FRONTEND noninteractive)
+ (env HOME /root)
  (env OPAMROOTISOK 1)
  (run
   (cache (apt-archives (target /var/cache/apt/archives)))

@@ -2,6 +2,7 @@
 # Adds a package to the repository of this example: package.sh DIRECTORY NAME. Its archive goes to DIRECTORY/sources,
 # which stands for the rest of the world.
 set -e
+mkdir -p "$1"
 cd "$1"
 mkdir -p "sources/$2-1" "repository/packages/$2/$2.1"
 echo "let () = print_endline \"$2\"" > "sources/$2-1/$2.ml"

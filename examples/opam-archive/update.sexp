@@ -9,6 +9,7 @@
 ;   test $(cd next/blobs/sha256 && cat $(cat ../../../new) | wc -c) -lt 200000
 ;   rm -r image && mv next image
 ((from oci:image)
+ (env HOME /root)
  (env OPAMROOTISOK 1)
  (copy (src repository) (dst /srv/repository))
  (copy (src sources) (dst /srv/sources))

@@ -4,6 +4,7 @@
 use crate::harness::{binary, wait_for};
 use crate::serving::{DIGEST, Server, World, curl, curl_output, field, status};
 use obuild_fixtures::skip;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -517,6 +518,80 @@ fn it_syncs_from_a_repository_and_serves_what_came() {
         let output = curl_output(&[&server.url("/index.tar.gz")]);
         output.stdout.starts_with(&[0x1f, 0x8b])
     });
+}
+
+#[test]
+fn mirrors_are_chained() {
+    let Some(world) = World::new() else { return };
+    world.write("upstream/new.tgz", b"bar");
+    let digest = "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9";
+    let source = world.path("upstream/new.tgz");
+    let opam = format!(
+        "opam-version: \"2.0\"\nurl {{\n  src: \"file://{}\"\n  checksum: \"sha256={digest}\"\n}}\n",
+        source.display()
+    );
+    world.write("repository/repo", b"opam-version: \"2.0\"\n");
+    world.write("repository/packages/new/new.1/opam", opam.as_bytes());
+    let first = world.serve(&["--sync", "repository", "--poll", "1h"]);
+    let archive = format!("/cache/sha256/fc/{digest}");
+    wait_for("the first", || curl(&[&first.url(&archive)]).1 == "bar");
+    // From here on only a mirror has it.
+    fs_err::remove_file(source).unwrap();
+    let after = |mirror: &Server, name: &str| {
+        let update = format!(
+            "{} archive sync repository --to {name} --upstream-cache {}",
+            binary(),
+            mirror.url("/cache")
+        );
+        fs_err::create_dir(world.path(name)).unwrap();
+        let mut command = Command::new(binary());
+        command
+            .args(["archive", "serve", name, "--listen", "127.0.0.1:0"])
+            .args(["--update", &update, "--poll", "1h"])
+            .current_dir(world.directory.path());
+        let next = Server::start(command);
+        wait_for(name, || curl(&[&next.url(&archive)]).1 == "bar");
+        next
+    };
+    let second = after(&first, "second");
+    drop(first);
+    after(&second, "third");
+}
+
+#[test]
+fn thousands_of_idle_connections_are_no_burden() {
+    let Some(world) = World::new() else { return };
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    if limit.maximum.is_some_and(|maximum| maximum < 10_000) {
+        skip("needs 10000 descriptors");
+        return;
+    }
+    let server = world.serve(&[]);
+    // Half have said nothing yet, half have had an answer.
+    let idle: Vec<_> = (0..3000)
+        .map(|number| {
+            let mut stream = server.connect();
+            if number % 2 == 0 {
+                stream
+                    .write_all(b"GET /repo HTTP/1.1\r\nhost: x\r\n\r\n")
+                    .unwrap();
+                stream.read_exact(&mut [0; 100]).unwrap();
+            }
+            stream
+        })
+        .collect();
+    let began = Instant::now();
+    assert_eq!(curl(&[&server.url("/healthz")]).1, "ok\n");
+    assert!(began.elapsed() < Duration::from_secs(2));
+    assert_eq!(server.metric("obuild_connections_open"), 3001);
+    let peak = server.peak_kib();
+    assert!(peak < 50 << 10, "{peak} KiB");
+    drop(idle);
 }
 
 #[test]

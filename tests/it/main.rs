@@ -14,6 +14,7 @@ mod archive_deploy;
 mod archive_image;
 mod archive_index;
 mod archive_opam;
+mod archive_page;
 mod archive_serve;
 mod archive_sync;
 mod bad_input;

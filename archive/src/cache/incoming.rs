@@ -137,8 +137,10 @@ impl Incoming {
             url: url.to_owned(),
             validator: validator.to_owned(),
         };
-        let text = serde_json::to_vec(&note).expect("strings become JSON");
-        fs::write(self.temporary.note(), text).map_err(CacheError::Write)?;
+        serde_json::to_vec(&note)
+            .map_err(io::Error::from)
+            .and_then(|text| fs::write(self.temporary.note(), text))
+            .map_err(CacheError::Write)?;
         self.temporary.noted = true;
         Ok(())
     }

@@ -226,7 +226,7 @@ fn entries<'a>(
         judged.push((name, mode, id));
     }
     // Nearly sorted already: git puts `a-b` before the directory `a`. Of two of one name the first stays first.
-    judged.sort_by(|(one, ..), (other, ..)| one.cmp(other));
+    judged.sort_by_key(|(name, ..)| *name);
     let mut entries = Vec::with_capacity(judged.len());
     let mut last = None;
     for (name, mode, id) in judged {

@@ -61,16 +61,18 @@ pub(super) async fn serve(worker: Rc<Worker>, client: Rc<Client>, stream: Stream
             )
         }
     });
-    let connection = http2::Builder::new(Local)
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEAD_BYTES)
-        .max_send_buf_size(16 << 10)
-        // Nothing but hooks has a body.
-        .initial_stream_window_size(64 << 10)
-        .initial_connection_window_size(64 << 10)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
+    // Boxed as it is made: as a variable it would be in this task twice, before and after it is pinned.
+    let mut connection = Box::pin(
+        http2::Builder::new(Local)
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEAD_BYTES)
+            .max_send_buf_size(16 << 10)
+            // Nothing but hooks has a body.
+            .initial_stream_window_size(64 << 10)
+            .initial_connection_window_size(64 << 10)
+            .serve_connection(TokioIo::new(stream), service),
+    );
     let result = tokio::select! {
         result = &mut connection => result,
         () = worker.stopped() => {
@@ -209,7 +211,8 @@ impl Body for Sending {
                     this.remaining = Remaining::File(entry, range);
                     return Poll::Pending;
                 };
-                let mut bytes = vec![0; this.worker.chunk_bytes(range.end - range.start)];
+                let length = this.worker.chunk_bytes(range.end - range.start, MAX_CHUNKS);
+                let mut bytes = vec![0; length];
                 if let Err(error) = entry.file.read_exact_at(&mut bytes, range.start) {
                     return Poll::Ready(Some(Err(error)));
                 }

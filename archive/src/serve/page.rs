@@ -19,14 +19,15 @@ const STYLE: &str = "
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem 4rem; font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper) }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; letter-spacing: -.01em } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem }
-p { margin: .4rem 0 } .dim, small { color: var(--dim) } .good { color: var(--good) } .bad { color: var(--bad) }
-code, pre { font: .875em/1.5 ui-monospace, monospace } pre { background: var(--soft); border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; overflow-x: auto }
-.facts { list-style: none; padding: 0; display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .75rem; margin: 1.25rem 0 }
-.facts li { background: var(--soft); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .9rem; font-size: 1.15rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+p, li { overflow-wrap: anywhere } p { margin: .4rem 0 } .dim, small { color: var(--dim) } .good { color: var(--good) } .bad { color: var(--bad) }
+code, pre { font: .875em/1.5 ui-monospace, monospace } pre { background: var(--soft); border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; white-space: pre-wrap; overflow-wrap: anywhere }
+.facts { list-style: none; padding: 0; display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1.25rem 0 }
+.facts li { background: var(--soft); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; font-size: 1.1rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 .facts small { display: block; font-size: .85rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .9rem }
-th { text-align: left; color: var(--dim); font-weight: 500 } th, td { padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top } td { overflow-wrap: anywhere }
+th { text-align: left; color: var(--dim); font-weight: 500 } th, td { padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top } td time { white-space: nowrap } .cards td { overflow-wrap: anywhere } details { max-width: 40rem; overflow-wrap: anywhere }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } a { color: var(--accent) }
+@media (max-width: 40rem) { .cards thead { display: none } .cards tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--line) } .cards td { display: block; padding: .1rem 0; border: 0 } .cards td[data-name]::before { content: attr(data-name) \" \"; color: var(--dim) } }
 ";
 
 /// Rows of a table beyond which it is only said how many more there are: the page stays one for people.
@@ -60,7 +61,7 @@ fn write_archive(page: &mut String, worker: &Worker) -> fmt::Result {
     let reading = worker.shared.standing.current();
     let status = reading.as_ref().map(|reading| &reading.status);
     page.push_str("<section>\n");
-    if let Some(status) = status {
+    if let Some(status) = status.filter(|status| !status.repository.is_empty()) {
         write!(
             page,
             "<p>Made from <code>{}</code>",
@@ -107,7 +108,7 @@ fn write_missing(page: &mut String, missing: &[Missing]) -> fmt::Result {
     if missing.is_empty() {
         return Ok(());
     }
-    page.push_str("<section>\n<h2>Missing archives</h2>\n<div class=\"scroll\"><table>\n<thead><tr><th>Package</th><th>Since</th><th>Why</th><th>Next try</th></tr></thead>\n<tbody>\n");
+    page.push_str("<section>\n<h2>Missing archives</h2>\n<table class=\"cards\">\n<thead><tr><th>Package</th><th>Since</th><th>Why</th><th>Next try</th></tr></thead>\n<tbody>\n");
     for archive in missing.iter().take(ROWS) {
         page.push_str("<tr><td>");
         let shown = 3;
@@ -124,7 +125,7 @@ fn write_missing(page: &mut String, missing: &[Missing]) -> fmt::Result {
         }
         write!(
             page,
-            "</td><td>{}</td><td><details><summary>{}</summary>",
+            "</td><td data-name=\"since\">{}</td><td><details><summary>{}</summary>",
             Ago(archive.since),
             Escaped(archive.kind)
         )?;
@@ -143,9 +144,13 @@ fn write_missing(page: &mut String, missing: &[Missing]) -> fmt::Result {
                 Escaped(checksum)
             )?;
         }
-        writeln!(page, "</details></td><td>{}</td></tr>", Ago(archive.next))?;
+        writeln!(
+            page,
+            "</details></td><td data-name=\"next try\">{}</td></tr>",
+            Ago(archive.next)
+        )?;
     }
-    page.push_str("</tbody>\n</table></div>\n");
+    page.push_str("</tbody>\n</table>\n");
     write_more(page, missing.len())?;
     page.push_str("</section>\n");
     Ok(())

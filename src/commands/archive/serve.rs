@@ -117,9 +117,9 @@ fn certificates(
     }
     let is_plain = listeners.iter().any(|listener| !listener.tls());
     let challenge = match options.acme_challenge {
-        Some(cli::AcmeChallenge::Http01) => Challenge::Http01,
-        None if is_plain => Challenge::Http01,
-        Some(cli::AcmeChallenge::TlsAlpn01) | None => Challenge::TlsAlpn01,
+        Some(cli::AcmeChallenge::TlsAlpn01) => Challenge::TlsAlpn01,
+        None if !is_plain => Challenge::TlsAlpn01,
+        Some(cli::AcmeChallenge::Http01) | None => Challenge::Http01,
     };
     if challenge == Challenge::Http01 && !is_plain {
         return Err(Failure::usage(

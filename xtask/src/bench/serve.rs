@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `cargo xtask bench serve`: `obuild archive serve` and Debian's nginx, with the same files, the same load generator (`wrk`) and taking turns.
+//! `cargo xtask bench serve`: `obuild archive serve` and Debian's nginx, with the same files, the same load generators (`wrk`; `h2load` for HTTP/2 over TLS)
+//! and taking turns.
 //!
 //! nginx has Debian's configuration (`/etc/nginx/nginx.conf` of bookworm: a worker a processor, sendfile, `tcp_nopush`, an access log), but for the number of
-//! connections a worker may have, which is too small for a thousand. Both write access logs, and both run as they would on a server.
+//! connections a worker may have, which is too small for a thousand, and of requests a connection may have over TLS. Both write access logs, and both run as they would on a server.
 
 use super::machine;
 use crate::cmd::{Background, Cmd};
@@ -19,6 +20,8 @@ use std::time::Duration;
 const NEEDS: &[Need] = &[
     (Sign::Program("nginx"), "nginx-light"),
     (Sign::Program("wrk"), "wrk"),
+    (Sign::Program("h2load"), "nghttp2-client"),
+    (Sign::Program("openssl"), "openssl"),
 ];
 
 /// How long each load lasts.
@@ -30,16 +33,19 @@ struct Load {
     file: &'static str,
     bytes: u64,
     connections: u32,
+    /// Requests at once on each, over TLS and HTTP/2; without, there is one, and neither.
+    streams: Option<u32>,
     /// What counts: bytes, else requests a second.
     throughput: bool,
 }
 
-const LOADS: [Load; 4] = [
+const LOADS: [Load; 8] = [
     Load {
         name: "3 KB, 64 connections",
         file: "small",
         bytes: 3 << 10,
         connections: 64,
+        streams: None,
         throughput: false,
     },
     Load {
@@ -47,6 +53,7 @@ const LOADS: [Load; 4] = [
         file: "small",
         bytes: 3 << 10,
         connections: 1000,
+        streams: None,
         throughput: false,
     },
     Load {
@@ -54,6 +61,7 @@ const LOADS: [Load; 4] = [
         file: "medium",
         bytes: 100 << 10,
         connections: 64,
+        streams: None,
         throughput: false,
     },
     Load {
@@ -61,6 +69,39 @@ const LOADS: [Load; 4] = [
         file: "large",
         bytes: 100 << 20,
         connections: 8,
+        streams: None,
+        throughput: true,
+    },
+    Load {
+        name: "HTTP/2: 3 KB, 64 connections, 10 streams",
+        file: "small",
+        bytes: 3 << 10,
+        connections: 64,
+        streams: Some(10),
+        throughput: false,
+    },
+    Load {
+        name: "HTTP/2: 3 KB, 1,000 connections",
+        file: "small",
+        bytes: 3 << 10,
+        connections: 1000,
+        streams: Some(1),
+        throughput: false,
+    },
+    Load {
+        name: "HTTP/2: 100 KB, 64 connections",
+        file: "medium",
+        bytes: 100 << 10,
+        connections: 64,
+        streams: Some(1),
+        throughput: false,
+    },
+    Load {
+        name: "HTTP/2: 100 MB, 8 connections",
+        file: "large",
+        bytes: 100 << 20,
+        connections: 8,
+        streams: Some(1),
         throughput: true,
     },
 ];
@@ -69,6 +110,8 @@ const LOADS: [Load; 4] = [
 struct Contestant {
     name: &'static str,
     port: u16,
+    /// Where it speaks TLS.
+    tls_port: u16,
     process: Background,
 }
 
@@ -91,6 +134,7 @@ pub(super) fn run(arguments: &[String]) -> Result<()> {
     for load in &LOADS {
         write_noise(&served.join("packages").join(load.file), load.bytes)?;
     }
+    make_certificate(&directory)?;
     let contestants = [start_obuild(&directory)?, start_nginx(&directory)?];
 
     let mut text = format!(
@@ -156,20 +200,38 @@ pub(super) fn run(arguments: &[String]) -> Result<()> {
     scratch.close()
 }
 
+fn make_certificate(directory: &Path) -> Result<()> {
+    Cmd::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt"])
+        .args(["ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=localhost", "-keyout"])
+        .arg(directory.join("tls.key"))
+        .arg("-out")
+        .arg(directory.join("tls.crt"))
+        .output()?;
+    Ok(())
+}
+
 fn start_obuild(directory: &Path) -> Result<Contestant> {
-    let port = free_port()?;
+    let (port, tls_port) = (free_port()?, free_port()?);
     let command = Cmd::new(workspace::target().join("release/obuild"))
         .args(["archive", "serve"])
         .arg(directory.join("served"))
         .arg("--listen")
         .arg(format!("127.0.0.1:{port}"))
+        .arg("--listen-tls")
+        .arg(format!("127.0.0.1:{tls_port}"))
+        .arg("--tls-certificate")
+        .arg(directory.join("tls.crt"))
+        .arg("--tls-key")
+        .arg(directory.join("tls.key"))
         .arg("--access-log")
         .arg(directory.join("obuild-access.log"));
-    start("obuild", port, command, directory)
+    start("obuild", [port, tls_port], command, directory)
 }
 
 fn start_nginx(directory: &Path) -> Result<Contestant> {
-    let port = free_port()?;
+    let (port, tls_port) = (free_port()?, free_port()?);
     let place = directory.display();
     let configuration = directory.join("nginx.conf");
     fs_err::write(
@@ -183,21 +245,31 @@ http {{
   include /etc/nginx/mime.types; default_type application/octet-stream;
   access_log {place}/nginx-access.log; gzip on;
   server {{ listen 127.0.0.1:{port}; root {place}/served; }}
+  server {{
+    listen 127.0.0.1:{tls_port} ssl http2; root {place}/served; keepalive_requests 100000000;
+    ssl_certificate {place}/tls.crt; ssl_certificate_key {place}/tls.key;
+  }}
 }}
 "
         ),
     )?;
     let command = Cmd::new("nginx").arg("-c").arg(&configuration);
-    start("nginx", port, command, directory)
+    start("nginx", [port, tls_port], command, directory)
 }
 
-fn start(name: &'static str, port: u16, command: Cmd, directory: &Path) -> Result<Contestant> {
+fn start(
+    name: &'static str,
+    [port, tls_port]: [u16; 2],
+    command: Cmd,
+    directory: &Path,
+) -> Result<Contestant> {
     let process = Background::start(command, &directory.join(format!("{name}.log")))?;
     for _ in 0..500 {
         if TcpStream::connect(("127.0.0.1", port)).is_ok() {
             return Ok(Contestant {
                 name,
                 port,
+                tls_port,
                 process,
             });
         }
@@ -212,6 +284,46 @@ fn free_port() -> Result<u16> {
 
 /// Runs one load; returns requests or bytes a second.
 fn measure(contestant: &Contestant, load: &Load) -> Result<f64> {
+    match load.streams {
+        None => measure_http1(contestant, load),
+        Some(streams) => measure_http2(contestant, load, streams),
+    }
+}
+
+fn measure_http2(contestant: &Contestant, load: &Load, streams: u32) -> Result<f64> {
+    let url = format!(
+        "https://127.0.0.1:{}/packages/{}",
+        contestant.tls_port, load.file
+    );
+    let output = Cmd::new("h2load")
+        .args(["-t1", "--warm-up-time=1", &format!("-D{SECONDS}")])
+        .arg(format!("-c{}", load.connections))
+        .arg(format!("-m{streams}"))
+        .arg(url)
+        .deadline(Duration::from_mins(1))
+        .output()?;
+    let is_good = output.contains("Application protocol: h2") && output.contains(" 0 failed, ");
+    if !is_good {
+        bail!("{} answers wrongly:\n{output}", contestant.name);
+    }
+    parse_h2load(&output, load.throughput)
+        .with_context(|| format!("read h2load's output:\n{output}"))
+}
+
+/// Reads `finished in 4.00s, 17341.00 req/s, 52.32MB/s`: the bytes or the requests a second.
+fn parse_h2load(output: &str, throughput: bool) -> Option<f64> {
+    let line = output
+        .lines()
+        .find_map(|line| line.strip_prefix("finished in "))?;
+    let mut figures = line.split(", ").skip(1);
+    let requests = figures.next()?.strip_suffix(" req/s")?;
+    if throughput {
+        return amount(figures.next()?.strip_suffix("/s")?);
+    }
+    requests.parse().ok()
+}
+
+fn measure_http1(contestant: &Contestant, load: &Load) -> Result<f64> {
     let url = format!(
         "http://127.0.0.1:{}/packages/{}",
         contestant.port, load.file
@@ -290,7 +402,7 @@ fn write_noise(path: &Path, bytes: u64) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{amount, median};
+    use super::{amount, median, parse_h2load};
 
     #[test]
     fn figures_are_read() {
@@ -298,6 +410,9 @@ mod tests {
         assert_eq!(amount("20.00B"), Some(20.0));
         assert_eq!(amount(" 18837.71"), Some(18837.71));
         assert_eq!(amount("x"), None);
+        let output = "Application protocol: h2\n\nfinished in 4.00s, 17341.50 req/s, 2.00MB/s\nrequests: 1 total";
+        assert_eq!(parse_h2load(output, false), Some(17341.5));
+        assert_eq!(parse_h2load(output, true), Some(2_097_152.0));
         assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
     }
 }
