@@ -18,7 +18,7 @@ const STATE: &str = r#"{"format": 1, "repository": "https://example.org/a-very-l
    "packages_read": 18793, "packages_removed": 2, "fetched": 3, "fetched_bytes": 4000000, "failed": 5}]}"#;
 
 /// Measures what a reader would see, and says what is wrong in the title. It is the test's: the page itself has no scripts.
-const MEASURE: &str = r#"<script>
+const MEASURE: &str = r"<script>
 for (const details of document.querySelectorAll('details')) details.open = true;
 const wrong = [];
 const wide = document.documentElement.clientWidth;
@@ -39,7 +39,7 @@ for (const element of document.querySelectorAll('h1, h2, p, li, td, th, small, c
 }
 const paper = ground(document.body) > 0.5 ? 'light' : 'dark';
 document.title = 'seen ' + paper + ' ' + wide + ' ' + (wrong.join('; ') || 'all is well');
-</script></body>"#;
+</script></body>";
 
 fn chromium(world: &World, dark: bool, width: u32, url: &str) -> String {
     let output = Command::new("chromium-headless-shell")
