@@ -167,22 +167,7 @@ fn opam_installs_from_an_image_that_serves_itself() {
     // Every upstream is gone.
     let upstream = |mirror: &Mirror| mirror.server.requests().len();
     let before = upstream(&mirror);
-    let opam = |arguments: &[&str]| {
-        let output = Command::new(&program)
-            .args(arguments)
-            .current_dir(mirror.directory.path())
-            .env("OPAMROOT", mirror.path("opam"))
-            .env("OPAMROOTISOK", "1")
-            .env("OPAMYES", "1")
-            .env("OPAMCOLOR", "never")
-            .env("HOME", mirror.directory.path())
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {text}{errors}");
-        text
-    };
+    let opam = |arguments: &[&str]| mirror.client(&program, arguments);
     let url = format!("http://{address}");
     opam(&[
         "init",

@@ -102,22 +102,7 @@ fn opam_installs_from_the_mirror_when_every_upstream_is_gone() {
     let upstream = mirror.server.requests().len();
     let ours = Server::start();
     ours.directory(mirror.path("out"));
-    let opam = |arguments: &[&str]| {
-        let output = Command::new(&program)
-            .args(arguments)
-            .current_dir(mirror.directory.path())
-            .env("OPAMROOT", mirror.path("opam"))
-            .env("OPAMROOTISOK", "1")
-            .env("OPAMYES", "1")
-            .env("OPAMCOLOR", "never")
-            .env("HOME", mirror.directory.path())
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {text}{errors}");
-        text
-    };
+    let opam = |arguments: &[&str]| mirror.client(&program, arguments);
     opam(&[
         "init",
         "--bare",

@@ -7,7 +7,7 @@ use obuild_fixtures::skip;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -493,9 +493,8 @@ fn signed_hooks_set_updates_off() {
     );
 }
 
-#[test]
-fn it_syncs_from_a_repository_and_serves_what_came() {
-    let Some(world) = World::new() else { return };
+/// Makes a repository with one package; returns its archive's SHA-256 and where the archive is.
+fn repository(world: &World) -> (&'static str, PathBuf) {
     world.write("upstream/new.tgz", b"bar");
     let digest = "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9";
     let source = world.path("upstream/new.tgz");
@@ -505,6 +504,13 @@ fn it_syncs_from_a_repository_and_serves_what_came() {
     );
     world.write("repository/repo", b"opam-version: \"2.0\"\n");
     world.write("repository/packages/new/new.1/opam", opam.as_bytes());
+    (digest, source)
+}
+
+#[test]
+fn it_syncs_from_a_repository_and_serves_what_came() {
+    let Some(world) = World::new() else { return };
+    let (digest, _) = repository(&world);
     let server = world.serve(&["--sync", "repository", "--poll", "1h"]);
     let url = server.url(&format!("/cache/sha256/fc/{digest}"));
     wait_for("the archive", || curl(&[&url]).1 == "bar");
@@ -523,15 +529,7 @@ fn it_syncs_from_a_repository_and_serves_what_came() {
 #[test]
 fn mirrors_are_chained() {
     let Some(world) = World::new() else { return };
-    world.write("upstream/new.tgz", b"bar");
-    let digest = "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9";
-    let source = world.path("upstream/new.tgz");
-    let opam = format!(
-        "opam-version: \"2.0\"\nurl {{\n  src: \"file://{}\"\n  checksum: \"sha256={digest}\"\n}}\n",
-        source.display()
-    );
-    world.write("repository/repo", b"opam-version: \"2.0\"\n");
-    world.write("repository/packages/new/new.1/opam", opam.as_bytes());
+    let (digest, source) = repository(&world);
     let first = world.serve(&["--sync", "repository", "--poll", "1h"]);
     let archive = format!("/cache/sha256/fc/{digest}");
     wait_for("the first", || curl(&[&first.url(&archive)]).1 == "bar");

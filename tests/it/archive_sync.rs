@@ -30,6 +30,24 @@ pub(crate) fn sum(kind: &str, data: &[u8]) -> String {
 }
 
 impl Mirror {
+    /// Runs opam as a client with a root of its own.
+    pub(crate) fn client(&self, program: &Path, arguments: &[&str]) -> String {
+        let output = Command::new(program)
+            .args(arguments)
+            .current_dir(self.directory.path())
+            .env("OPAMROOT", self.path("opam"))
+            .env("OPAMROOTISOK", "1")
+            .env("OPAMYES", "1")
+            .env("OPAMCOLOR", "never")
+            .env("HOME", self.directory.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {text}{errors}");
+        text
+    }
+
     pub(crate) fn new() -> Self {
         let mirror = Self {
             directory: scratch(FileSystem::Default).expect("there is a default"),

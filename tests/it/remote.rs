@@ -150,19 +150,43 @@ fn a_cache_must_be_signed_where_that_is_asked_for() {
     assert_eq!(ran.status, 2, "{ran:#?}");
 }
 
+/// Two stores, one of which has shared a build by a layout.
+struct Shared {
+    one: World,
+    other: World,
+    layout: PathBuf,
+    /// How the other takes from it.
+    from: String,
+    /// What the first printed.
+    made: Ran,
+}
+
+impl Shared {
+    fn new() -> Option<Self> {
+        let (one, other) = (World::new()?, World::new()?);
+        for world in [&one, &other] {
+            spec(world, OPERATIONS);
+        }
+        let layout = one.path("cache");
+        let to = format!("type=local,dest={},mode=max", layout.display());
+        let from = format!("type=local,src={}", layout.display());
+        let (_, made) = build(&one, &["--cache-to", &to]);
+        assert_eq!(made.status, 0, "{made:#?}");
+        Some(Self {
+            one,
+            other,
+            layout,
+            from,
+            made,
+        })
+    }
+}
+
 #[test]
 fn what_is_damaged_or_lost_is_run() {
-    let (Some(one), Some(other)) = (World::new(), World::new()) else {
-        return;
-    };
-    for world in [&one, &other] {
-        spec(world, OPERATIONS);
-    }
-    let layout = one.path("cache");
-    let to = format!("type=local,dest={},mode=max", layout.display());
-    let from = format!("type=local,src={}", layout.display());
-    let (_, made) = build(&one, &["--cache-to", &to]);
-    assert_eq!(made.status, 0, "{made:#?}");
+    let Some(shared) = Shared::new() else { return };
+    let (one, other, made) = (shared.one, shared.other, shared.made);
+    let (layout, from) = (shared.layout, shared.from);
     // The largest blob is the layer with the random bytes; what is below it is of no use to the steps above any more.
     let (largest, size) = blobs(&layout).pop().unwrap();
     let mut bytes = fs_err::read(&largest).unwrap();
@@ -244,17 +268,9 @@ fn forge(layout: &Path, digest: &str, change: impl FnOnce(&mut Value)) -> (Strin
 
 #[test]
 fn a_copy_that_a_cache_lied_about_is_looked_at_anew() {
-    let (Some(one), Some(other)) = (World::new(), World::new()) else {
-        return;
-    };
-    for world in [&one, &other] {
-        spec(world, OPERATIONS);
-    }
-    let layout = one.path("cache");
-    let to = format!("type=local,dest={},mode=max", layout.display());
-    let from = format!("type=local,src={}", layout.display());
-    let (_, made) = build(&one, &["--cache-to", &to]);
-    assert_eq!(made.status, 0, "{made:#?}");
+    let Some(shared) = Shared::new() else { return };
+    let (one, other, made) = (shared.one, shared.other, shared.made);
+    let (layout, from) = (shared.layout, shared.from);
     // The list says that other files were copied from the nested build.
     let index = layout.join("index.json");
     let mut entries: Value = serde_json::from_slice(&fs_err::read(&index).unwrap()).unwrap();

@@ -51,21 +51,11 @@ impl Mirror {
         let archive = directory.join("archive");
         let mut sync = world.ours(&archive, &["--no-index", "--progress", "quiet"]);
         Cmd::new(sync.remove(0)).quiet().args(sync).output()?;
-        let replay = directory.join("replay.git");
-        Cmd::new("git")
-            .args(["clone", "-q", "--bare", "-b", "replay"])
-            .arg(data.join("replay-200.bundle"))
-            .arg(&replay)
-            .run()?;
-        let printed = Cmd::new("git")
-            .arg("-C")
-            .arg(&replay)
-            .args(["rev-list", "--reverse", "replay"])
-            .output()?;
+        let (replay, commits) = super::replay(directory, data)?;
         let mirror = Self {
             directory: archive,
             replay,
-            commits: printed.lines().map(str::to_owned).collect(),
+            commits,
             random: 0x9e37_79b9_7f4a_7c15,
             at: 0,
             registry: Server::start(&directory.join("registry"))?,

@@ -37,18 +37,7 @@ pub(super) fn run(arena: &mut Arena, meter: &Meter) -> Result<Table> {
     };
     let directory = arena.inputs.join("index");
     fs_err::create_dir_all(&directory)?;
-    let replay = directory.join("replay.git");
-    Cmd::new("git")
-        .args(["clone", "-q", "--bare", "-b", "replay"])
-        .arg(data.join("replay-200.bundle"))
-        .arg(&replay)
-        .run()?;
-    let printed = Cmd::new("git")
-        .arg("-C")
-        .arg(&replay)
-        .args(["rev-list", "--reverse", "replay"])
-        .output()?;
-    let commits: Vec<&str> = printed.lines().collect();
+    let (replay, commits) = super::replay(&directory, &data)?;
     let last = commits.last().context("the replay has commits")?;
 
     for run in 0..arena.runs {
@@ -57,7 +46,7 @@ pub(super) fn run(arena: &mut Arena, meter: &Meter) -> Result<Table> {
         table.rows[0].samples.push(sample);
     }
     let out = directory.join("merges");
-    index(meter, &replay, commits[0], &out)?;
+    index(meter, &replay, &commits[0], &out)?;
     for (turn, commit) in commits.iter().enumerate().skip(1) {
         let sample = index(meter, &replay, commit, &out)?;
         table.rows[1].samples.push(sample);

@@ -7,6 +7,9 @@ mod index;
 mod opam;
 
 use super::scenarios::Scenario;
+use crate::cmd::Cmd;
+use anyhow::Result;
+use std::path::{Path, PathBuf};
 
 /// All of them.
 pub(crate) const ALL: &[Scenario] = &[
@@ -47,3 +50,19 @@ pub(crate) const ALL: &[Scenario] = &[
         verdicts: image::merges_verdicts,
     },
 ];
+
+/// Clones the real history of 200 merges; returns the repository and its commits, oldest first.
+fn replay(directory: &Path, data: &Path) -> Result<(PathBuf, Vec<String>)> {
+    let replay = directory.join("replay.git");
+    Cmd::new("git")
+        .args(["clone", "-q", "--bare", "-b", "replay"])
+        .arg(data.join("replay-200.bundle"))
+        .arg(&replay)
+        .run()?;
+    let printed = Cmd::new("git")
+        .arg("-C")
+        .arg(&replay)
+        .args(["rev-list", "--reverse", "replay"])
+        .output()?;
+    Ok((replay, printed.lines().map(str::to_owned).collect()))
+}
