@@ -101,7 +101,7 @@ fn wait_text(wait: Option<&Duration>) -> String {
 }
 
 /// Returns an error with its causes, each once.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

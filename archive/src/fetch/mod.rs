@@ -12,6 +12,7 @@ mod local;
 mod wait;
 
 pub use error::FetchError;
+pub(crate) use error::chain;
 pub(crate) use wait::back_off;
 
 use crate::cache::{Cache, Counters, Finished};

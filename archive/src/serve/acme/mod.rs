@@ -16,11 +16,11 @@ use super::certificate::Pair;
 use super::clock::seconds;
 use super::metrics::Metrics;
 use super::tls::Tls;
+use crate::fetch::chain;
 use error::OrderError;
 use keep::Keep;
 use rustls::sign::CertifiedKey;
 use std::collections::HashMap;
-use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -216,17 +216,7 @@ fn back_off(failures: u32, asked: Option<Duration>) -> Duration {
 
 /// Writes an error and its reasons in one line, for the page and the log. What an authority says is cut short.
 fn told(error: &OrderError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(reason) = source {
-        let reason_text = reason.to_string();
-        // Some repeat what is below them.
-        if !text.ends_with(&reason_text) {
-            text.push_str(": ");
-            text.push_str(&reason_text);
-        }
-        source = reason.source();
-    }
+    let text = chain(error);
     match text.char_indices().nth(400) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
