@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// `oci-layout`.
 pub(crate) const MARKER: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -178,6 +178,15 @@ pub(super) fn copy(
     })
 }
 
+/// Returns where a layout has a blob, in a directory that is there.
+fn blob_place(directory: &Path, digest: Digest) -> Result<PathBuf, Error> {
+    let path = blob_path(directory, digest);
+    if let Some(blobs) = path.parent() {
+        fs_err::create_dir_all(blobs).map_err(|error| Error::io("make", blobs, error))?;
+    }
+    Ok(path)
+}
+
 /// Writes a blob into a layout, unless it is there.
 pub(super) fn write_blob(
     directory: &Path,
@@ -185,10 +194,7 @@ pub(super) fn write_blob(
     size: u64,
     write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let path = blob_path(directory, digest);
-    if let Some(blobs) = path.parent() {
-        fs_err::create_dir_all(blobs).map_err(|error| Error::io("make", blobs, error))?;
-    }
+    let path = blob_place(directory, digest)?;
     let there =
         fs_err::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size);
     if there { Ok(()) } else { replace(&path, write) }
@@ -196,10 +202,7 @@ pub(super) fn write_blob(
 
 /// Writes a document into a layout, whatever has its name.
 pub(super) fn write_document(directory: &Path, document: &[u8]) -> Result<(), Error> {
-    let path = blob_path(directory, Digest::of(document));
-    if let Some(blobs) = path.parent() {
-        fs_err::create_dir_all(blobs).map_err(|error| Error::io("make", blobs, error))?;
-    }
+    let path = blob_place(directory, Digest::of(document))?;
     replace(&path, |file| put(&path, file, document))
 }
 
