@@ -6,6 +6,7 @@
 
 use super::assembled::{Assembled, INDEX};
 use super::conditions::written;
+use super::http2::hpack::write_field;
 use super::place::{Kind, media_type};
 use bytes::Bytes;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat2, statat};
@@ -67,10 +68,10 @@ pub(super) struct Entry {
     pub(super) modified: u64,
     /// The strong validator, with its quotes.
     pub(super) tag: String,
-    /// The header fields of every response with this file.
-    pub(super) fields: Vec<(&'static str, String)>,
-    /// The same, as HTTP/1.1 writes them.
+    /// The header fields of every response with this file, as HTTP/1.1 writes them.
     pub(super) rendered: Vec<u8>,
+    /// The same, as HTTP/2 writes them.
+    pub(super) block: Vec<u8>,
     /// The content of a small file.
     pub(super) content: Option<Bytes>,
     identity: Identity,
@@ -317,13 +318,17 @@ impl Entry {
         if let Some(date) = written(modified) {
             fields.push(("last-modified", date));
         }
+        let mut block = Vec::new();
+        for (name, value) in &fields {
+            write_field(&mut block, name, value.as_bytes());
+        }
         Self {
             file,
             size,
             modified,
             tag,
             rendered: render(&fields),
-            fields,
+            block,
             content,
             identity,
             checked: Cell::new(now),

@@ -2,7 +2,7 @@
 //! An HTTP server for an archive's directory: index, archives, packages, and legacy files below them.
 //!
 //! One thread deals connections out to workers, one a processor; a worker serves its connections alone, with files, clock and log lines of its own.
-//! HTTP/1 is ours, because no library sends files by sendfile(2); HTTP/2 is hyper's, TLS rustls'. What is answered is decided in one
+//! HTTP/1 is ours, because no library sends files by sendfile(2); HTTP/2 is, because libraries hold 30 KB for each connection; TLS is rustls'. What is answered is decided in one
 //! place for both (`respond`). Memory does not depend on the size of files, and on clients only by what their sockets and TLS need.
 
 mod acme;

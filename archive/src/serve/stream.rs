@@ -34,6 +34,13 @@ impl Stream {
         self.early = bytes;
     }
 
+    /// Keeps no more than so much encrypted for a client that does not take it.
+    pub(super) fn limit(&mut self, bytes: usize) {
+        if let Socket::Tls(stream) = &mut self.socket {
+            stream.get_mut().1.set_buffer_limit(Some(bytes));
+        }
+    }
+
     pub(super) fn socket(&mut self) -> &mut Socket {
         &mut self.socket
     }

@@ -4,6 +4,7 @@
 use super::clock::Clock;
 use super::connections::Ticket;
 use super::files::{Files, Limits};
+use super::http2::hpack::Head;
 use super::log::{Lines, Record};
 use super::metrics::Metrics;
 use super::stream::{Socket, Stream};
@@ -44,6 +45,8 @@ pub(super) struct Worker {
     pub(super) lines: Option<Lines>,
     /// Where input is read to before it is known whose it is.
     pub(super) scratch: RefCell<Box<[u8]>>,
+    /// Where headers of HTTP/2 are read to.
+    pub(super) head: RefCell<Head>,
     stop: watch::Receiver<bool>,
 }
 
@@ -154,6 +157,7 @@ pub(super) fn run(
         clock: Clock::new(),
         lines: shared.log.clone().map(Lines::new),
         scratch: RefCell::new(vec![0; 8 << 10].into()),
+        head: RefCell::default(),
         stop,
     });
     let tasks = LocalSet::new();
