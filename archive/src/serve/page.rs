@@ -163,16 +163,23 @@ fn write_syncs(page: &mut String, syncs: &[SyncRecord]) -> fmt::Result {
     page.push_str("<section>\n<h2>Last syncs</h2>\n<div class=\"scroll\"><table>\n<thead><tr><th>Begun</th><th>To commit</th><th class=\"number\">Packages read</th><th class=\"number\">Removed</th><th class=\"number\">Archives fetched</th><th class=\"number\">Failed</th><th class=\"number\">Took</th></tr></thead>\n<tbody>\n");
     for sync in syncs.iter().take(20) {
         let commit = sync.to.get(..12).unwrap_or(&sync.to);
+        let bytes = match sync.fetched {
+            0 => String::new(),
+            _ => format!(" <small>{}</small>", Size(sync.fetched_bytes)),
+        };
         writeln!(
             page,
-            "<tr><td>{}</td><td><code>{}</code></td><td class=\"number\">{}</td><td class=\"number\">{}</td><td class=\"number\">{} <small>{}</small></td><td class=\"number\">{}</td><td class=\"number\">{}</td></tr>",
+            "<tr><td>{}</td><td><code>{}</code></td><td class=\"number\">{}</td><td class=\"number\">{}</td><td class=\"number\">{}{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td></tr>",
             Ago(sync.started),
             Escaped(commit),
             Grouped(sync.packages_read),
             Grouped(sync.packages_removed),
             Grouped(sync.fetched),
-            Size(sync.fetched_bytes),
-            Grouped(sync.failed),
+            bytes,
+            Classed(
+                if sync.failed > 0 { "bad" } else { "dim" },
+                Grouped(sync.failed)
+            ),
             Took(Duration::from_millis(sync.milliseconds))
         )?;
     }
