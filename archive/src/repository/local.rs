@@ -8,8 +8,8 @@
 use super::cat_file::Kind;
 use super::packs::{Id, Inflate, LARGEST, Pack, Reader, Unknown};
 use sha1::{Digest as _, Sha1};
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How many repositories may borrow from one another, and how many refs may name one another: git's own limits (object-file.c,
 /// `link_alt_odb_entry`; refs-internal.h, `SYMREF_MAXDEPTH`).
@@ -17,6 +17,15 @@ const DEPTH: usize = 5;
 
 /// The largest file of refs that is read.
 const REFS_BYTES: u64 = 64 << 20;
+
+/// How many threads read at once: each remembers some megabytes.
+const THREADS: usize = 4;
+
+/// How much of what is read ahead one thread may hold.
+const AHEAD_BYTES: usize = 16 << 20;
+
+/// An object: what it is, and its bytes.
+pub(super) type Object = (Kind, Vec<u8>);
 
 /// A repository's own files.
 #[derive(Debug)]
@@ -26,7 +35,7 @@ pub(super) struct Local {
     loose: Vec<PathBuf>,
     packs: Vec<Pack>,
     /// The pack that had the last object: the next is mostly there too.
-    last: Cell<usize>,
+    last: AtomicUsize,
     reader: Reader,
 }
 
@@ -72,7 +81,7 @@ impl Local {
             directory: directory.to_owned(),
             loose,
             packs,
-            last: Cell::new(0),
+            last: AtomicUsize::new(0),
             reader: Reader::new(),
         })
     }
@@ -80,11 +89,11 @@ impl Local {
     /// Returns where an object is; nothing if git is to be asked.
     pub(super) fn find(&self, id: &[u8]) -> Option<Place> {
         let id: &Id = id.try_into().ok()?;
-        let last = self.last.get();
+        let last = self.last.load(Ordering::Relaxed);
         let numbers = (last..self.packs.len()).chain(0..last);
         for number in numbers {
             if let Some(offset) = self.packs[number].find(id) {
-                self.last.set(number);
+                self.last.store(number, Ordering::Relaxed);
                 return Some(Place::Packed(number, offset));
             }
         }
@@ -95,18 +104,37 @@ impl Local {
     }
 
     /// Reads the object of this name. What is damaged has another name.
-    pub(super) fn read(&mut self, place: &Place, id: &[u8]) -> Result<(Kind, Vec<u8>), Unknown> {
-        let (kind, content) = match place {
-            Place::Packed(number, offset) => self.reader.read(&self.packs, *number, *offset)?,
-            Place::Loose(path) => {
-                let file = read(path, LARGEST as u64).ok_or(Unknown)?;
-                Inflate::new().loose(&file).ok_or(Unknown)?
-            }
+    pub(super) fn read(&mut self, place: &Place, id: &[u8]) -> Result<Object, Unknown> {
+        read_object(&self.packs, &mut self.reader, place, id)
+    }
+
+    /// Reads objects with all processors, as many as fit into memory; nothing for one that did not, or that git is to be asked for.
+    pub(super) fn read_ahead(&self, wanted: &[(&Place, &[u8])]) -> Vec<Option<Object>> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = wanted.len().div_ceil(threads.min(THREADS)).max(1);
+        let packs = self.packs.as_slice();
+        let work = |wanted: &[(&Place, &[u8])]| {
+            let (mut reader, mut bytes) = (Reader::new(), 0);
+            let mut read = |(place, id): &(&Place, &[u8])| {
+                let room = bytes < AHEAD_BYTES;
+                let object = room.then(|| read_object(packs, &mut reader, place, id));
+                let object = object?.ok()?;
+                bytes += object.1.len();
+                Some(object)
+            };
+            wanted.iter().map(&mut read).collect::<Vec<_>>()
         };
-        let mut hash = Sha1::new_with_prefix(format!("{} {}\0", kind.name(), content.len()));
-        hash.update(&content);
-        let is_right = hash.finalize().as_slice() == id;
-        is_right.then_some((kind, content)).ok_or(Unknown)
+        std::thread::scope(|scope| {
+            let shares = wanted.chunks(share);
+            let running: Vec<_> = shares
+                .map(|share| scope.spawn(move || work(share)))
+                .collect();
+            let done = running.into_iter().map(|thread| {
+                let joined = thread.join();
+                joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            done.flatten().collect()
+        })
     }
 
     /// Returns the commit that a name means, following tags; nothing if git is to be asked.
@@ -152,6 +180,25 @@ impl Local {
             (rest.strip_prefix(b" ")? == name.as_bytes()).then(|| object_id(id))?
         })
     }
+}
+
+fn read_object(
+    packs: &[Pack],
+    reader: &mut Reader,
+    place: &Place,
+    id: &[u8],
+) -> Result<Object, Unknown> {
+    let (kind, content) = match place {
+        Place::Packed(number, offset) => reader.read(packs, *number, *offset)?,
+        Place::Loose(path) => {
+            let file = read(path, LARGEST as u64).ok_or(Unknown)?;
+            Inflate::new().loose(&file).ok_or(Unknown)?
+        }
+    };
+    let mut hash = Sha1::new_with_prefix(format!("{} {}\0", kind.name(), content.len()));
+    hash.update(&content);
+    let is_right = hash.finalize().as_slice() == id;
+    is_right.then_some((kind, content)).ok_or(Unknown)
 }
 
 fn object_id(digits: &[u8]) -> Option<Id> {
@@ -257,6 +304,22 @@ mod tests {
             local.read(&place, &id).expect("read");
         }
         assert!(packed > 100 && loose >= 3, "{packed} {loose}");
+        let ids: Vec<Vec<u8>> = names
+            .iter()
+            .map(|name| hex::decode(name).expect("digits"))
+            .collect();
+        let places: Vec<Place> = ids
+            .iter()
+            .map(|id| local.find(id).expect("found"))
+            .collect();
+        let wanted: Vec<(&Place, &[u8])> =
+            places.iter().zip(ids.iter().map(Vec::as_slice)).collect();
+        let ahead = local.read_ahead(&wanted);
+        let one_by_one = places
+            .iter()
+            .zip(&ids)
+            .map(|(place, id)| local.read(place, id).ok());
+        assert!(ahead == one_by_one.collect::<Vec<_>>());
         assert!(local.find(&[7; 20]).is_none());
         assert!(local.find(&[7; 32]).is_none());
         for (name, revision) in [("HEAD", "HEAD"), ("refs/tags/v1", "v1^{commit}")] {

@@ -5,7 +5,7 @@
 
 use super::cat_file::{CatFile, Header, Kind, broken};
 use super::git::Git;
-use super::local::{Local, Place};
+use super::local::{Local, Object, Place};
 use super::{Commit, Error};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -27,9 +27,13 @@ pub(super) struct Objects {
 /// What was asked, and who answers.
 #[derive(Debug)]
 enum Question {
-    Local(Place, Vec<u8>),
+    /// With its name, and it itself if it was read ahead.
+    Local(Place, Vec<u8>, Option<Object>),
     Git,
 }
+
+/// From so many on objects are read ahead, by more threads than one.
+const AHEAD: usize = 256;
 
 /// Where the content of the answer that was begun is.
 #[derive(Debug)]
@@ -70,9 +74,10 @@ impl Objects {
     /// Asks for the contents of objects; the answers are to be taken in the same order.
     pub(super) fn ask<'a>(&mut self, ids: impl Iterator<Item = &'a [u8]>) -> Result<(), Error> {
         let mut others = Vec::new();
+        let before = self.questions.len();
         for id in ids {
             let place = self.local.as_ref().and_then(|local| local.find(id));
-            let question = place.map(|place| Question::Local(place, id.to_vec()));
+            let question = place.map(|place| Question::Local(place, id.to_vec(), None));
             if question.is_none() {
                 others.push(id);
             }
@@ -81,7 +86,27 @@ impl Objects {
         if !others.is_empty() {
             self.git()?.ask(others.into_iter());
         }
+        self.read_ahead(before);
         Ok(())
+    }
+
+    /// Reads what was asked from this question on.
+    fn read_ahead(&mut self, from: usize) {
+        let questions = self.questions.range(from..);
+        let wanted = questions.filter_map(|question| match question {
+            Question::Local(place, id, None) => Some((place, id.as_slice())),
+            _ => None,
+        });
+        let wanted: Vec<_> = wanted.collect();
+        let Some(local) = self.local.as_ref().filter(|_| wanted.len() >= AHEAD) else {
+            return;
+        };
+        let mut objects = local.read_ahead(&wanted).into_iter();
+        for question in self.questions.range_mut(from..) {
+            if let Question::Local(_, _, object) = question {
+                *object = objects.next().flatten();
+            }
+        }
     }
 
     /// Returns the commit that a name means, following tags.
@@ -115,15 +140,15 @@ impl Objects {
         if self.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let (place, id) = match self.questions.pop_front() {
-            Some(Question::Local(place, id)) => (place, id),
+        let (place, id, ahead) = match self.questions.pop_front() {
+            Some(Question::Local(place, id, ahead)) => (place, id, ahead),
             Some(Question::Git) | None => {
                 self.answer = Answer::Git;
                 return self.git()?.header();
             }
         };
-        let read = self.local.as_mut().map(|local| local.read(&place, &id));
-        if let Some(Ok((kind, content))) = read {
+        let mut read = || self.local.as_mut()?.read(&place, &id).ok();
+        if let Some((kind, content)) = ahead.or_else(&mut read) {
             let size = content.len() as u64;
             self.answer = Answer::Here(content);
             return Ok(Some(Header { kind, size }));

@@ -7,12 +7,11 @@
 
 use super::cat_file::Kind;
 use flate2::{Decompress, FlushDecompress, Status};
-use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// An object's name.
 pub(super) type Id = [u8; 20];
@@ -50,7 +49,7 @@ pub(super) struct Pack {
     bytes: u64,
     /// How many names begin with this byte or a lower one.
     fanout: Box<[u32; 256]>,
-    buckets: Box<[OnceCell<Option<Bucket>>; 256]>,
+    buckets: Box<[OnceLock<Option<Bucket>>; 256]>,
 }
 
 impl std::fmt::Debug for Pack {
@@ -101,7 +100,7 @@ impl Pack {
             index,
             entries: pack,
             fanout,
-            buckets: Box::new([const { OnceCell::new() }; 256]),
+            buckets: Box::new([const { OnceLock::new() }; 256]),
         })
     }
 
