@@ -65,6 +65,17 @@ pub struct Command {
     pub fast_sync: bool,
     /// Sets `no_new_privs`: setuid programs and file capabilities no longer give privileges.
     pub no_new_privs: bool,
+    /// Surroundings other than usual; only the native sandbox can make them.
+    pub variation: Option<Variation>,
+}
+
+/// What a command cannot choose, other than usual: to find out whether what it makes depends on that.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Variation {
+    /// How much later than it is the wall clock says, and a kernel of another release. Programs for x86-64 see that, others do not.
+    pub clock_ahead: Duration,
+    /// The id of the process before the command's, where the kernel allows to choose.
+    pub last_process: u32,
 }
 
 impl Command {
@@ -83,6 +94,7 @@ impl Command {
             limits: Limits::default(),
             fast_sync: false,
             no_new_privs: false,
+            variation: None,
         }
     }
 }

@@ -37,7 +37,7 @@ fn run(program: &Program, audit: u32, number: u32, arguments: [u32; 6]) -> u32 {
 #[test]
 fn every_number_gets_the_tables_answer() {
     for fast_sync in [false, true] {
-        let program = program(fast_sync);
+        let program = program(fast_sync, false);
         for machine in MACHINES {
             for number in 0..UNKNOWN_FROM + 200 {
                 let known = CALLS
@@ -59,7 +59,7 @@ fn every_number_gets_the_tables_answer() {
 
 #[test]
 fn arguments_are_judged() {
-    let program = program(false);
+    let program = program(false, false);
     let answer = |name: &str, argument: usize, value: u32| {
         let call = CALLS
             .iter()
@@ -96,7 +96,7 @@ fn arguments_are_judged() {
 
 #[test]
 fn foreign_conventions_are_refused() {
-    let program = program(false);
+    let program = program(false, false);
     // AUDIT_ARCH_S390.
     assert_eq!(run(&program, 22, 1, [0; 6]), KILL);
     // x32 marks its calls with bit 30.
@@ -109,7 +109,7 @@ fn foreign_conventions_are_refused() {
 #[test]
 fn the_other_machines_tables_are_sorted_too() {
     for machine in [&X86_64, &I386, &ARM64, &ARM] {
-        let ranges = ranges(machine, true);
+        let ranges = ranges(machine, true, true);
         assert!(ranges.is_sorted_by(|left, right| left.0 < right.0));
         let mut numbers: Vec<_> = CALLS
             .iter()
@@ -125,9 +125,9 @@ fn the_other_machines_tables_are_sorted_too() {
 #[test]
 fn the_program_is_short() {
     assert!(
-        program(true).len() < 260,
+        program(true, false).len() < 260,
         "{} instructions",
-        program(true).len()
+        program(true, false).len()
     );
 }
 
