@@ -34,7 +34,7 @@ pub(crate) fn vary(command: &mut Command, sandbox: &str) {
                 .push((BString::from(name), BString::from(value)));
         }
     }
-    if sandbox == "native" {
+    if matches!(sandbox, "native" | "user") {
         command.variation = Some(Variation {
             // Certificates and lists of packages are valid for a time, and no longer a year later.
             clock_ahead: match command.network {

@@ -43,9 +43,7 @@ pub(crate) fn run(
     surroundings: Surroundings,
 ) -> Result<Exit, Error> {
     check(command)?;
-    if command.variation.is_some()
-        && (surroundings.runtime.is_some() || surroundings.account.is_some())
-    {
+    if command.variation.is_some() && surroundings.runtime.is_some() {
         return Err(refused(
             "surroundings that only the native sandbox can make",
         ));

@@ -60,7 +60,7 @@ pub(crate) fn run(global: &Global, options: &Verify) -> Result<()> {
             return error;
         }
         error.context(
-            "the second build, whose files are in memory (--second-store puts them elsewhere)",
+            "the second build, in other circumstances and with its files in memory (--second-store puts them elsewhere)",
         )
     })?;
     let headings: HashMap<SnapshotId, String> = runtime()?

@@ -181,3 +181,51 @@ fn numbers_are_libcs() {
         assert_eq!(ours(name), number, "{name}");
     }
 }
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn calls_of_the_wall_clock_stop_where_they_shall_and_all_else_is_as_ever() {
+    for fast_sync in [false, true] {
+        let (usual, timed) = (program(fast_sync, false), program(fast_sync, true));
+        for machine in MACHINES {
+            for number in 0..UNKNOWN_FROM + 200 {
+                let arguments = [1, 0, 0, 0, 0, 0];
+                let answers = |program| run(program, machine.audit, number, arguments);
+                let stops = machine.column == X86_64.column
+                    && TIMED
+                        .iter()
+                        .any(|call| call.number == number && call.when.is_none());
+                let expected = if stops { TRACE } else { answers(&usual) };
+                assert_eq!(answers(&timed), expected, "call {number}");
+            }
+        }
+        let answer = |number: i64, arguments: [u32; 6]| {
+            run(
+                &timed,
+                X86_64.audit,
+                u32::try_from(number).unwrap(),
+                arguments,
+            )
+        };
+        let clock = |id: i32| answer(libc::SYS_clock_gettime, [id.cast_unsigned(), 0, 0, 0, 0, 0]);
+        assert_eq!(clock(libc::CLOCK_REALTIME), TRACE);
+        assert_eq!(clock(libc::CLOCK_REALTIME_COARSE), TRACE);
+        assert_eq!(clock(libc::CLOCK_MONOTONIC), ALLOW);
+        assert_eq!(clock(libc::CLOCK_BOOTTIME), ALLOW);
+        let futex =
+            |operation: i32| answer(libc::SYS_futex, [0, operation.cast_unsigned(), 0, 0, 0, 0]);
+        assert_eq!(
+            futex(libc::FUTEX_WAIT_BITSET | libc::FUTEX_CLOCK_REALTIME),
+            TRACE
+        );
+        assert_eq!(futex(libc::FUTEX_LOCK_PI | libc::FUTEX_PRIVATE_FLAG), TRACE);
+        assert_eq!(futex(libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG), ALLOW);
+        assert_eq!(futex(libc::FUTEX_WAKE), ALLOW);
+        let absolute = libc::TIMER_ABSTIME.cast_unsigned();
+        assert_eq!(
+            answer(libc::SYS_timerfd_settime, [3, absolute, 0, 0, 0, 0]),
+            TRACE
+        );
+        assert_eq!(answer(libc::SYS_timerfd_settime, [3, 0, 0, 0, 0, 0]), ALLOW);
+    }
+}
