@@ -203,7 +203,7 @@ fn calls_of_the_wall_clock_stop_where_they_shall_and_all_else_is_as_ever() {
             run(
                 &timed,
                 X86_64.audit,
-                u32::try_from(number).unwrap(),
+                u32::try_from(number).expect("numbers are small"),
                 arguments,
             )
         };
