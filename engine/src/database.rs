@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Mutex;
 
 /// The schema's version, in `PRAGMA user_version`.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// How long to wait for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -618,7 +618,20 @@ mod tests {
             let steps = database.steps().await.unwrap();
             assert_eq!(steps.len(), 1);
             assert_eq!(steps.values().next().unwrap().heading, "a step");
-            assert_eq!(database.config(id.parse().unwrap()).await.unwrap(), None);
+            let id = id.parse().unwrap();
+            assert_eq!(database.config(id).await.unwrap(), None);
+            database
+                .set_told_digest(id, [1; 32], [2; 32])
+                .await
+                .unwrap();
+            let told = database.told_digest(id, [1; 32]).await.unwrap();
+            assert_eq!(told, Some([2; 32]));
+            // What is found wins over what was told.
+            database
+                .set_tree_digest(id, [1; 32], [3; 32])
+                .await
+                .unwrap();
+            assert_eq!(database.told_digest(id, [1; 32]).await.unwrap(), None);
             assert_eq!(database.aside(), None);
         }
     }
