@@ -39,7 +39,7 @@ int main() {
   gettimeofday(&v, 0); printf("gettimeofday %ld\n", (long)v.tv_sec);
   printf("time %ld\n", (long)time(&t)); printf("same %d\n", t - time(0) <= 0);
   syscall(SYS_clock_gettime, CLOCK_REALTIME_COARSE, &c); printf("coarse %ld\n", (long)c.tv_sec);
-  printf("bad %ld %d\n", syscall(SYS_clock_gettime, CLOCK_REALTIME, (void *)1), errno == EFAULT);
+  long bad = syscall(SYS_clock_gettime, CLOCK_REALTIME, (void *)1); printf("bad %ld %d\n", bad, errno == EFAULT);
   fflush(stdout);
   pthread_t p; pthread_create(&p, 0, thread, "thread"); pthread_join(p, 0);
   if (fork() == 0) { thread("child"); _exit(0); } wait(0);

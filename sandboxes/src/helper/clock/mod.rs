@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Another time of day for a command: the wall clock of all its processes is ahead of the host's.
 //!
-//! The kernel shifts only the other clocks for a namespace (time_namespaces(7)), and a library that the command loads would need one C
+//! The kernel shifts only the other clocks for a namespace (`time_namespaces(7)`), and a library that the command loads would need one C
 //! library and miss static programs. So process 1 traces the command with everything that it starts. At each exec it strikes the kernel's own
 //! library from the new program's auxiliary vector (vdso(7)), in which the time is told without a system call; and the filter stops
 //! the calls that tell the time, or take one to wait until, and `answers` has what they get. ptrace(2) says how a tracer must treat its
