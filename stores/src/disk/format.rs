@@ -76,6 +76,7 @@ pub(super) fn open(path: &Path, trees: &mut dyn Trees, wait: Duration) -> Result
     for name in PRIVATE {
         place.make_directory(name, 0o700)?;
     }
+    trees.furnish(&place)?;
     if place.make_directory("state", 0o755)? {
         write_in_place(&place)?;
     }
