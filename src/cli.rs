@@ -132,7 +132,7 @@ pub(crate) enum Command {
     /// Build a spec twice from its bases, in different circumstances, and show what differs
     #[command(
         after_help = "Exit status: 0 both builds gave the same, 1 they differ (or failed).\n\n\
-The second build comes later, on one processor, runs one step at a time, with empty caches, and in memory, where directories give their names in another order. Modification times count only after SOURCE_DATE_EPOCH was set, as in images."
+The second build comes later (in the native sandbox, a year), with another host name, time zone and user name, on one processor, one step at a time, with empty caches, and in memory, where directories give their names in another order. Modification times count only after SOURCE_DATE_EPOCH was set, as in images."
     )]
     Verify(Deferred<Verify>),
     /// Remove steps from the store

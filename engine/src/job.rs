@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs one step to its end: a draft is prepared, filled, and committed or thrown away. Blocking.
 
+use crate::elsewhere;
 use crate::fetch::Fetch;
 use crate::log::Writer;
 use crate::users;
@@ -257,7 +258,7 @@ impl Job {
                 value: value.clone(),
             });
         }
-        let command = Command {
+        let mut command = Command {
             argv: run.argv.clone(),
             env: run.env.clone(),
             workdir: run.workdir.clone(),
@@ -279,7 +280,11 @@ impl Job {
             limits: self.settings.limits.clone(),
             fast_sync: self.settings.fast_sync,
             no_new_privs: self.settings.no_new_privs,
+            variation: None,
         };
+        if self.settings.elsewhere {
+            elsewhere::vary(&mut command, engine.sandbox().name());
+        }
         let mut sink = |data: &[u8]| log.write(data);
         engine
             .sandbox()
