@@ -10,7 +10,7 @@ use obuild_images::Fetching;
 use obuild_images::tree::{self, CopyRequest, Manifest, ScanRequest, SourceKind};
 use obuild_sandboxes::{Cancel, Command, Exit, Mount, MountSource, Network, Secret, Stdio, User};
 use obuild_specs::{Copy, Run, StepId};
-use obuild_stores::{CacheLease, Draft, SnapshotId, Store};
+use obuild_stores::{CacheLease, Draft, OverlayMount, SnapshotId, Store};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -290,7 +290,7 @@ impl Job {
             .sandbox()
             .run(
                 &command,
-                &sandbox_rootfs(draft.rootfs()),
+                &step_rootfs(draft.rootfs()),
                 Stdio::Capture(&mut sink),
                 cancel,
             )
@@ -435,6 +435,22 @@ fn discard(store: &dyn Store, draft: Draft) {
     if let Err(error) = store.discard(draft) {
         tracing::warn!(%error, "a draft could not be removed; the next start does it");
     }
+}
+
+/// Turns the tree of a step that is to run into a sandbox's.
+fn step_rootfs(rootfs: &obuild_stores::Rootfs) -> obuild_sandboxes::Rootfs {
+    let mut turned = sandbox_rootfs(rootfs);
+    if let (
+        obuild_stores::Rootfs::Overlay(OverlayMount {
+            points: Some(points),
+            ..
+        }),
+        obuild_sandboxes::Rootfs::Overlay(mount),
+    ) = (rootfs, &mut turned)
+    {
+        mount.lower.push(points.clone());
+    }
+    turned
 }
 
 /// Turns a store's tree into a sandbox's.

@@ -99,10 +99,7 @@ pub(crate) fn build_spec(
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(global, &options.sandbox, &config, &*store)?;
     check_limits(&*sandbox, &limits)?;
-    let jobs = how
-        .jobs
-        .or(config.jobs)
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let jobs = how.jobs.or(config.jobs).unwrap_or_else(super::processors);
     let tools = Tools {
         pull: pull(options.pull),
         ..tools(&config, &*store)

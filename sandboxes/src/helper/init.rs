@@ -102,7 +102,12 @@ fn step(
         None => Ok(()),
     };
     let status = result?;
-    tidied.map(|()| status)
+    if status.exit_status() == Some(0) {
+        tidied?;
+    }
+    // The tree of a step that failed is thrown away. What failed is its command, also where a full disk (of zfs, btrfs) lets nobody remove
+    // anything after it.
+    Ok(status)
 }
 
 /// Takes a step's streams from its descriptors.
