@@ -181,8 +181,8 @@ impl Drop for Daemon {
 /// A thread, and how often it has slept.
 type Sleep = (i32, String);
 
-/// Returns the threads of ours that wait for the answer of a file system in a process (linux v6.18 fs/fuse/dev.c), and since when they have
-/// not been woken.
+/// Returns the threads of ours that wait for the daemon, and since when they have not been woken: in a call on its mounts (linux v6.18
+/// fs/fuse/dev.c), or as one of its commands.
 fn still_stuck(before: &BTreeMap<Sleep, Instant>) -> BTreeMap<Sleep, Instant> {
     let own = std::process::id();
     let mut found = BTreeMap::new();
@@ -191,7 +191,10 @@ fn still_stuck(before: &BTreeMap<Sleep, Instant>) -> BTreeMap<Sleep, Instant> {
         let threads = fs_err::read_dir(format!("/proc/{pid}/task"));
         for thread in threads.into_iter().flatten().flatten() {
             let read = |name| fs_err::read_to_string(thread.path().join(name));
-            if read("wchan").is_ok_and(|place| place == "request_wait_answer")
+            let command = read("comm").unwrap_or_default();
+            let waits = ["zfs", "zpool"].contains(&command.trim())
+                || read("wchan").is_ok_and(|place| place == "request_wait_answer");
+            if waits
                 && let Ok(status) = read("status")
                 && let Some(slept) = status
                     .lines()
