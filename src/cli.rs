@@ -2,6 +2,7 @@
 //! The command line's definition: help, completions and manual pages come from here.
 
 mod archive;
+mod deferred;
 
 pub(crate) use archive::{
     AcmeChallenge, Archive, ArchiveCheck, ArchiveCommand, ArchiveDeploy, ArchiveGc, ArchiveImage,
@@ -12,6 +13,7 @@ pub(crate) use archive::{
 use crate::outputs::parse_compression;
 use crate::values::{parse_cpus, parse_duration, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use deferred::Deferred;
 use obuild_images::Compression;
 use obuild_images::Platform;
 use std::path::PathBuf;
@@ -92,63 +94,63 @@ pub(crate) enum When {
 pub(crate) enum Command {
     /// Build a spec and print the result's id
     #[command(visible_alias = "build")]
-    Run(Run),
+    Run(Deferred<Run>),
     /// Fetch a base image into the store and print its id
-    Pull(Pull),
+    Pull(Deferred<Pull>),
     /// Report what is wrong in a spec
-    Check(Check),
+    Check(Deferred<Check>),
     /// Print a spec canonically, comments kept
-    Fmt(Fmt),
+    Fmt(Deferred<Fmt>),
     /// Convert a spec to a Dockerfile
-    Dockerfile(Dockerfile),
+    Dockerfile(Deferred<Dockerfile>),
     /// Print a spec's steps as a graph in DOT
-    Graph(Graph),
+    Graph(Deferred<Graph>),
     /// Check that this host can build
-    Healthcheck(Healthcheck),
+    Healthcheck(Deferred<Healthcheck>),
     /// Print a step's log
-    Log(Log),
+    Log(Deferred<Log>),
     /// List the steps in the store
-    Ls(Ls),
+    Ls(Deferred<Ls>),
     /// Tell everything about a step, as JSON
-    Inspect(Id),
+    Inspect(Deferred<Id>),
     /// Run a command, or a shell, in a step's result; changes are thrown away
-    Shell(Shell),
+    Shell(Deferred<Shell>),
     /// Write a step's result as an image, or its tree
-    Export(Export),
+    Export(Deferred<Export>),
     /// Tell which packages a result holds: a software bill of materials
-    Sbom(Sbom),
+    Sbom(Deferred<Sbom>),
     /// Make keys that sign
-    Key(Key),
+    Key(Deferred<Key>),
     /// Sign an image in a registry, as cosign does
-    Sign(Sign),
+    Sign(Deferred<Sign>),
     /// Verify an image's signature, or a signed statement, and print what was signed
-    VerifySignature(VerifySignature),
+    VerifySignature(Deferred<VerifySignature>),
     /// Push a step's result to a registry
-    Push(Push),
+    Push(Deferred<Push>),
     /// Show what differs between two results
-    Diff(Diff),
+    Diff(Deferred<Diff>),
     /// Build a spec twice from its bases, in different circumstances, and show what differs
     #[command(
         after_help = "Exit status: 0 both builds gave the same, 1 they differ (or failed).\n\n\
-The second build comes later, on one processor, runs one step at a time, with empty caches, and in memory, where directories give their names in another order. Modification times count only after SOURCE_DATE_EPOCH was set, as in images."
+The second build comes later (in the native sandbox, a year), with another host name, time zone and user name, on one processor, one step at a time, with empty caches, and in memory, where directories give their names in another order. Modification times count only after SOURCE_DATE_EPOCH was set, as in images."
     )]
-    Verify(Verify),
+    Verify(Deferred<Verify>),
     /// Remove steps from the store
-    Delete(Delete),
+    Delete(Deferred<Delete>),
     /// Remove the steps that were not used for longest
-    Prune(Prune),
+    Prune(Deferred<Prune>),
     /// Show what the store holds
-    Df(Df),
+    Df(Deferred<Df>),
     /// Run a command, or a shell, in the user namespace that rootless builds have
-    Unshare(Unshare),
+    Unshare(Deferred<Unshare>),
     /// Look after stores: their state, their health, moving results between them
-    Store(Store),
+    Store(Deferred<Store>),
     /// Keep the opam world's source archive and index
-    Archive(Archive),
+    Archive(Deferred<Archive>),
     /// Print a completion script for a shell
-    Completions(Completions),
+    Completions(Deferred<Completions>),
     /// Write the manual pages into a directory
-    Man(Man),
+    Man(Deferred<Man>),
 }
 
 /// How steps are run.

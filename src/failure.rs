@@ -130,6 +130,12 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         {
             return Some(hint);
         }
+        if let Some(hint) = cause
+            .downcast_ref::<obuild_images::Error>()
+            .and_then(obuild_images::Error::hint)
+        {
+            return Some(hint);
+        }
         if let Some(obuild_stores::Error::Newer { .. }) = cause.downcast_ref() {
             return Some("use the newer obuild, or another --store".to_owned());
         }

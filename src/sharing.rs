@@ -116,7 +116,7 @@ impl Sharing {
         quiet: bool,
         cancel: &CancellationToken,
     ) -> Result<()> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = crate::commands::processors();
         for (place, mode) in &self.to {
             let export = engine
                 .export_cache(result, *mode, imports, threads, cancel)

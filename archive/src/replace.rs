@@ -16,6 +16,17 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_name(path)
 }
 
+/// The same for files of one directory, one after the other; their names are waited for once.
+pub(crate) fn replace_several(directory: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
+    for (name, content) in files {
+        put(&directory.join(name), content, MODE, true)?;
+    }
+    if files.is_empty() {
+        return Ok(());
+    }
+    fs::File::open(directory)?.sync_all()
+}
+
 /// The same for a file that only its owner may read.
 pub(crate) fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
     put(path, content, 0o600, true)?;

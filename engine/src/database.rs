@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Mutex;
 
 /// The schema's version, in `PRAGMA user_version`.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// How long to wait for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS steps(
   id TEXT PRIMARY KEY,           -- the snapshot's id
   step TEXT NOT NULL,            -- the step's id; differs from `id` for a result of --no-cache or a failed step
   parent TEXT,
-  kind TEXT NOT NULL,            -- base, run, copy, failed
+  kind TEXT NOT NULL,            -- base, layer (of a base), run, copy, failed
   heading TEXT NOT NULL,
   created INTEGER NOT NULL,      -- milliseconds since 1970
   used INTEGER NOT NULL,
@@ -43,6 +43,12 @@ CREATE TABLE IF NOT EXISTS tree_digests(
   digest BLOB NOT NULL,          -- and the digest of those files
   PRIMARY KEY(source, request)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS told_digests(
+  source TEXT NOT NULL,          -- the same of a snapshot that is not here: as a cache has it
+  request BLOB NOT NULL,
+  digest BLOB NOT NULL,
+  PRIMARY KEY(source, request)
+) STRICT;
 CREATE TABLE IF NOT EXISTS memos(
   name TEXT PRIMARY KEY,         -- a directory or file of the host
   content BLOB NOT NULL,         -- remembered digests
@@ -55,6 +61,12 @@ CREATE TABLE IF NOT EXISTS digests(
   recorded INTEGER NOT NULL      -- and when that was, in milliseconds since 1970
 ) STRICT;
 ";
+
+/// The kind of an image's layers below its uppermost, which is the image.
+pub(crate) const LAYER: &str = "layer";
+
+/// So many digests that caches have told are remembered: a hundred bytes each.
+const TOLD_DIGESTS: i64 = 10_000;
 
 /// What version 2 lacked.
 const ADD_CONFIG: &str = "ALTER TABLE steps ADD COLUMN config TEXT";
@@ -228,22 +240,29 @@ impl Database {
             .await
             .map_err(|e| self.fail(e))?;
         for step in steps {
-            sqlx::query(
-                "INSERT OR REPLACE INTO steps(id, step, parent, kind, heading, created, used, duration, config) \
+            // The layer of one image may be another image, and known as that.
+            let unless_known = if step.kind == LAYER {
+                "IGNORE"
+            } else {
+                "REPLACE"
+            };
+            let insert = format!(
+                "INSERT OR {unless_known} INTO steps(id, step, parent, kind, heading, created, used, duration, config) \
                  VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            )
-            .bind(step.id.to_string())
-            .bind(step.step.to_string())
-            .bind(step.parent.map(|id| id.to_string()))
-            .bind(&step.kind)
-            .bind(&step.heading)
-            .bind(milliseconds(step.created))
-            .bind(milliseconds(step.used))
-            .bind(int(step.duration.as_millis()))
-            .bind(&step.config)
-            .execute(&mut *transaction)
-            .await
-            .map_err(|e| self.fail(e))?;
+            );
+            sqlx::query(sqlx::AssertSqlSafe(insert))
+                .bind(step.id.to_string())
+                .bind(step.step.to_string())
+                .bind(step.parent.map(|id| id.to_string()))
+                .bind(&step.kind)
+                .bind(&step.heading)
+                .bind(milliseconds(step.created))
+                .bind(milliseconds(step.used))
+                .bind(int(step.duration.as_millis()))
+                .bind(&step.config)
+                .execute(&mut *transaction)
+                .await
+                .map_err(|e| self.fail(e))?;
             if step.id.as_bytes() != step.step.as_bytes() && step.kind != "failed" {
                 sqlx::query("INSERT OR REPLACE INTO overrides(step, id) VALUES(?, ?)")
                     .bind(step.step.to_string())
@@ -422,13 +441,62 @@ impl Database {
         request: [u8; 32],
         digest: [u8; 32],
     ) -> Result<(), Error> {
-        sqlx::query("INSERT OR REPLACE INTO tree_digests(source, request, digest) VALUES(?, ?, ?)")
+        let mut connection = self.connection.lock().await;
+        for statement in [
+            "INSERT OR REPLACE INTO tree_digests(source, request, digest) VALUES(?1, ?2, ?3)",
+            // What was found wins over what was told.
+            "DELETE FROM told_digests WHERE source = ?1 AND request = ?2",
+        ] {
+            sqlx::query(statement)
+                .bind(source.to_string())
+                .bind(request.as_slice())
+                .bind(digest.as_slice())
+                .execute(&mut *connection)
+                .await
+                .map_err(|e| self.fail(e))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the digest of files of a snapshot, as a cache has told it.
+    pub(crate) async fn told_digest(
+        &self,
+        source: SnapshotId,
+        request: [u8; 32],
+    ) -> Result<Option<[u8; 32]>, Error> {
+        let row = sqlx::query("SELECT digest FROM told_digests WHERE source = ? AND request = ?")
+            .bind(source.to_string())
+            .bind(request.as_slice())
+            .fetch_optional(&mut *self.connection.lock().await)
+            .await
+            .map_err(|e| self.fail(e))?;
+        let Some(row) = row else { return Ok(None) };
+        let digest: Vec<u8> = row.try_get(0).map_err(|e| self.fail(e))?;
+        Ok(digest.try_into().ok())
+    }
+
+    /// Remembers what a cache has told of a snapshot's files, and forgets what was told longest ago if it is too much.
+    pub(crate) async fn set_told_digest(
+        &self,
+        source: SnapshotId,
+        request: [u8; 32],
+        digest: [u8; 32],
+    ) -> Result<(), Error> {
+        let mut connection = self.connection.lock().await;
+        sqlx::query("INSERT OR REPLACE INTO told_digests(source, request, digest) VALUES(?, ?, ?)")
             .bind(source.to_string())
             .bind(request.as_slice())
             .bind(digest.as_slice())
-            .execute(&mut *self.connection.lock().await)
+            .execute(&mut *connection)
             .await
             .map_err(|e| self.fail(e))?;
+        sqlx::query(
+            "DELETE FROM told_digests WHERE rowid <= (SELECT max(rowid) FROM told_digests) - ?",
+        )
+        .bind(TOLD_DIGESTS)
+        .execute(&mut *connection)
+        .await
+        .map_err(|e| self.fail(e))?;
         Ok(())
     }
 
@@ -550,7 +618,20 @@ mod tests {
             let steps = database.steps().await.unwrap();
             assert_eq!(steps.len(), 1);
             assert_eq!(steps.values().next().unwrap().heading, "a step");
-            assert_eq!(database.config(id.parse().unwrap()).await.unwrap(), None);
+            let id = id.parse().unwrap();
+            assert_eq!(database.config(id).await.unwrap(), None);
+            database
+                .set_told_digest(id, [1; 32], [2; 32])
+                .await
+                .unwrap();
+            let told = database.told_digest(id, [1; 32]).await.unwrap();
+            assert_eq!(told, Some([2; 32]));
+            // What is found wins over what was told.
+            database
+                .set_tree_digest(id, [1; 32], [3; 32])
+                .await
+                .unwrap();
+            assert_eq!(database.told_digest(id, [1; 32]).await.unwrap(), None);
             assert_eq!(database.aside(), None);
         }
     }

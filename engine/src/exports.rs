@@ -34,23 +34,17 @@ impl Engine {
         let trees = self.database().await?.digests().await?;
         let mut copies = Vec::new();
         for (step, source, request) in result.steps.iter().filter_map(|step| step.copies) {
-            let files = self.database().await?.tree_digest(source, request).await?;
-            let (source, request) = (ids::snapshot(step), Digest::from_bytes(request));
-            let told = || {
-                imports
-                    .iter()
-                    .find_map(|cache| cache.copied(source, request))
-            };
-            copies.extend(
-                files
-                    .map(Digest::from_bytes)
-                    .or_else(told)
-                    .map(|files| SharedCopy {
-                        source,
-                        request,
-                        files,
-                    }),
-            );
+            let database = self.database().await?;
+            let mut files = database.tree_digest(source, request).await?;
+            let source = ids::snapshot(step);
+            if files.is_none() {
+                files = database.told_digest(source, request).await?;
+            }
+            copies.extend(files.map(|files| SharedCopy {
+                source,
+                request: Digest::from_bytes(request),
+                files: Digest::from_bytes(files),
+            }));
         }
         let trees: HashMap<SnapshotId, [u8; 32]> = trees
             .into_iter()

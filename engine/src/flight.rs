@@ -5,15 +5,18 @@
 //! and is cancelled when the last one has left. Between processes the step's lock decides who runs it: the others
 //! follow the log that the holder writes, and look again when the lock is free.
 
+use crate::database::LAYER;
 use crate::job::{Job, Work};
 use crate::lock::StepLock;
 use crate::log::{POLL, Position, Writer};
 use crate::{Engine, Error, Outcome, StepRecord, blocking};
 use obuild_sandboxes::Cancel;
+use obuild_specs::StepId;
+use obuild_stores::SnapshotId;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{SetOnce, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -192,7 +195,7 @@ async fn fly(engine: &Arc<Engine>, mut job: Job, flight: &Arc<Flight>) -> Result
                 Work::Fetch(fetch) => fetch.made(),
                 _ => (created, began.elapsed()),
             };
-            let record = StepRecord {
+            let mut record = StepRecord {
                 id: if failed {
                     crate::ids::failed(job.id)
                 } else {
@@ -211,11 +214,15 @@ async fn fly(engine: &Arc<Engine>, mut job: Job, flight: &Arc<Flight>) -> Result
                     _ => None,
                 },
             };
+            let layers = match &job.work {
+                Work::Base(_) => layers_below(&worker, &mut record),
+                _ => Vec::new(),
+            };
             worker
                 .finished
                 .lock()
                 .expect("no holder of this lock panics")
-                .push(record);
+                .extend(layers.into_iter().chain([record]));
         }
         // Only now: whoever takes the lock next must find the snapshot and the whole log.
         drop(lock);
@@ -231,6 +238,30 @@ async fn fly(engine: &Arc<Engine>, mut job: Job, flight: &Arc<Flight>) -> Result
         })
     })
     .await
+}
+
+/// Returns records of the snapshots that an image's lower layers are, and gives that of the image the one that it stands on.
+fn layers_below(engine: &Engine, image: &mut StepRecord) -> Vec<StepRecord> {
+    let parent = |id| Some(engine.store().get(id).ok()??.parent);
+    image.parent = parent(image.id).flatten();
+    let below = std::iter::successors(image.parent, |id| parent(*id).flatten());
+    let below: Vec<SnapshotId> = below.collect();
+    let count = below.len() + 1;
+    let parents = below.iter().skip(1).copied().map(Some).chain([None]);
+    below
+        .iter()
+        .zip(parents)
+        .enumerate()
+        .map(|(above, (id, parent))| StepRecord {
+            id: *id,
+            step: StepId::from_digest(*id.as_bytes()),
+            parent,
+            kind: LAYER.to_owned(),
+            heading: format!("{}: layer {} of {count}", image.heading, count - 1 - above),
+            duration: Duration::ZERO,
+            ..image.clone()
+        })
+        .collect()
 }
 
 /// Keeps what a build in the background still has to do, so that the build can wait for it.

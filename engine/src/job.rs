@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs one step to its end: a draft is prepared, filled, and committed or thrown away. Blocking.
 
+use crate::elsewhere;
 use crate::fetch::Fetch;
 use crate::log::Writer;
 use crate::users;
@@ -9,7 +10,7 @@ use obuild_images::Fetching;
 use obuild_images::tree::{self, CopyRequest, Manifest, ScanRequest, SourceKind};
 use obuild_sandboxes::{Cancel, Command, Exit, Mount, MountSource, Network, Secret, Stdio, User};
 use obuild_specs::{Copy, Run, StepId};
-use obuild_stores::{CacheLease, Draft, SnapshotId, Store};
+use obuild_stores::{CacheLease, Draft, OverlayMount, SnapshotId, Store};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -257,7 +258,7 @@ impl Job {
                 value: value.clone(),
             });
         }
-        let command = Command {
+        let mut command = Command {
             argv: run.argv.clone(),
             env: run.env.clone(),
             workdir: run.workdir.clone(),
@@ -279,13 +280,17 @@ impl Job {
             limits: self.settings.limits.clone(),
             fast_sync: self.settings.fast_sync,
             no_new_privs: self.settings.no_new_privs,
+            variation: None,
         };
+        if self.settings.elsewhere {
+            elsewhere::vary(&mut command, engine.sandbox().name());
+        }
         let mut sink = |data: &[u8]| log.write(data);
         engine
             .sandbox()
             .run(
                 &command,
-                &sandbox_rootfs(draft.rootfs()),
+                &step_rootfs(draft.rootfs()),
                 Stdio::Capture(&mut sink),
                 cancel,
             )
@@ -430,6 +435,22 @@ fn discard(store: &dyn Store, draft: Draft) {
     if let Err(error) = store.discard(draft) {
         tracing::warn!(%error, "a draft could not be removed; the next start does it");
     }
+}
+
+/// Turns the tree of a step that is to run into a sandbox's.
+fn step_rootfs(rootfs: &obuild_stores::Rootfs) -> obuild_sandboxes::Rootfs {
+    let mut turned = sandbox_rootfs(rootfs);
+    if let (
+        obuild_stores::Rootfs::Overlay(OverlayMount {
+            points: Some(points),
+            ..
+        }),
+        obuild_sandboxes::Rootfs::Overlay(mount),
+    ) = (rootfs, &mut turned)
+    {
+        mount.lower.push(points.clone());
+    }
+    turned
 }
 
 /// Turns a store's tree into a sandbox's.

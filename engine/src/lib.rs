@@ -7,6 +7,7 @@
 mod bases;
 mod build;
 mod database;
+mod elsewhere;
 mod error;
 mod events;
 mod exports;
@@ -73,6 +74,8 @@ pub struct Settings {
     pub fast_sync: bool,
     /// Whether steps run with `no_new_privs`.
     pub no_new_privs: bool,
+    /// Whether commands see what another machine, at another time, could show them.
+    pub elsewhere: bool,
     /// Whether the tree of a failed step is kept for a look.
     pub keep_failed: bool,
     /// Which steps run although their result is there.
@@ -92,7 +95,7 @@ pub struct StepRecord {
     pub step: StepId,
     /// The snapshot that the step started from.
     pub parent: Option<SnapshotId>,
-    /// `base`, `run`, `copy` or `failed`.
+    /// `base`, `layer` (one of a base, but the uppermost), `run`, `copy` or `failed`.
     pub kind: String,
     /// The step as the spec had it.
     pub heading: String,

@@ -13,9 +13,10 @@ use rustix::io::Errno;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
@@ -26,14 +27,26 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error
     }
 }
 
+/// How long to wait for a file system that takes its time over the removal of a file: a hundred times what has been seen.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 fn open(path: &Path) -> Result<File, Error> {
-    File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(io("open", path))
+    let mut options = File::options();
+    options.create(true).truncate(false).read(true).write(true);
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        match options.open(path) {
+            // zfs-fuse does not find, and does not make, a file whose removal it has begun and not finished.
+            Err(error)
+                if error.kind() == ErrorKind::NotFound
+                    && path.parent().is_some_and(Path::is_dir)
+                    && Instant::now() < patience =>
+            {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            result => return result.map_err(io("open", path)),
+        }
+    }
 }
 
 /// The right to build one step, held until dropped or until the process ends.

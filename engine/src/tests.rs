@@ -146,6 +146,7 @@ impl World {
             limits: Limits::default(),
             fast_sync: false,
             no_new_privs: false,
+            elsewhere: false,
             keep_failed: false,
             no_cache,
             replay: true,

@@ -33,10 +33,18 @@ impl ImportLock {
         fs_err::create_dir_all(&directory)
             .map_err(|source| Error::io("create", &directory, source))?;
         let path = directory.join(format!("{id}.lock"));
+        let mut attempts = 100;
         loop {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let file = open(&path, flags, Mode::from_raw_mode(0o600))
-                .map_err(|source| Error::io("create", &path, source))?;
+            let file = match open(&path, flags, Mode::from_raw_mode(0o600)) {
+                // zfs-fuse says so for a moment of a file that another has removed. The directory was there just now.
+                Err(Errno::NOENT) if attempts > 0 => {
+                    attempts -= 1;
+                    std::thread::sleep(PATIENCE);
+                    continue;
+                }
+                result => result.map_err(|source| Error::io("create", &path, source))?,
+            };
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {
                     let own = fstat(&file).map_err(|source| Error::io("read", &path, source))?;

@@ -30,7 +30,7 @@ pub use native::{Native, NativeOptions};
 pub use runc::{Runc, RuncOptions};
 pub use sandbox::{
     Command, Error, Exit, Features, Limits, Mount, MountSource, Network, OverlayMount, Rootfs,
-    Sandbox, Secret, Stdio, Upper, User,
+    Sandbox, Secret, Stdio, Upper, User, Variation,
 };
 pub use user::{UserOptions, UserSandbox};
 pub use zygote::HelperCommand;

@@ -65,6 +65,18 @@ pub struct Command {
     pub fast_sync: bool,
     /// Sets `no_new_privs`: setuid programs and file capabilities no longer give privileges.
     pub no_new_privs: bool,
+    /// Surroundings other than usual, as far as the native sandbox and that of build users can make them; runtimes refuse it.
+    pub variation: Option<Variation>,
+}
+
+/// What a command cannot choose, other than usual: to find out whether what it makes depends on that. Where build users run commands, it is
+/// another of them, and nothing else.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Variation {
+    /// How much later than it is the wall clock says, and a kernel of another release. Programs for x86-64 see that, others do not.
+    pub clock_ahead: Duration,
+    /// The id of the process before the command's, where the kernel allows to choose.
+    pub last_process: u32,
 }
 
 impl Command {
@@ -83,6 +95,7 @@ impl Command {
             limits: Limits::default(),
             fast_sync: false,
             no_new_privs: false,
+            variation: None,
         }
     }
 }

@@ -43,6 +43,11 @@ pub(crate) fn run(
     surroundings: Surroundings,
 ) -> Result<Exit, Error> {
     check(command)?;
+    if command.variation.is_some() && surroundings.runtime.is_some() {
+        return Err(refused(
+            "surroundings that only the native sandbox can make",
+        ));
+    }
     if cancel.is_cancelled() {
         return Ok(Exit::Cancelled);
     }
@@ -52,12 +57,7 @@ pub(crate) fn run(
 
 /// Refuses what no kernel call can express.
 pub(crate) fn check(command: &Command) -> Result<(), Error> {
-    let refuse = |what: &str| {
-        Err(Error::Setup {
-            action: format!("run a command with {what}"),
-            source: io::ErrorKind::InvalidInput.into(),
-        })
-    };
+    let refuse = |what: &str| Err(refused(what));
     if command.argv.is_empty() {
         return refuse("no program");
     }
@@ -88,6 +88,13 @@ pub(crate) fn check(command: &Command) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+fn refused(what: &str) -> Error {
+    Error::Setup {
+        action: format!("run a command with {what}"),
+        source: io::ErrorKind::InvalidInput.into(),
+    }
 }
 
 /// A step that was handed to the helper.

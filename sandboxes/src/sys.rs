@@ -50,6 +50,12 @@ pub(crate) fn fork_init() -> io::Result<Fork> {
     Ok(forked(check(pid)?))
 }
 
+/// Forks; the child has its own copy of everything. Only in a process with one thread.
+pub(crate) fn fork() -> io::Result<Fork> {
+    // SAFETY: the caller has one thread, so no lock is held by a thread that the child lacks.
+    Ok(forked(check(unsafe { libc::fork() }.into())?))
+}
+
 /// The child's stack in [`spawn`]: small enough to come from the heap as it is, without a mapping of its own.
 const STACK_BYTES: usize = 96 * 1024;
 
@@ -274,4 +280,60 @@ pub(crate) fn install_filter(program: &Program) -> io::Result<()> {
 /// Turns a value that cannot exist into any other, for functions that only return with an error.
 pub(crate) fn never(infallible: Infallible) -> ! {
     match infallible {}
+}
+
+/// The registers of a process.
+#[cfg(target_arch = "x86_64")]
+pub(crate) type Registers = libc::user_regs_struct;
+
+fn ptrace(request: libc::c_uint, pid: Pid, address: usize, data: usize) -> io::Result<()> {
+    let pid = pid.as_raw_nonzero().get();
+    // SAFETY: the callers pass for `data` what the request wants: a number, or the address of what it reads or fills.
+    check(unsafe { libc::ptrace(request, pid, address, data) }).map(drop)
+}
+
+/// Traces a child with everything that it will start; all are killed when this process ends.
+pub(crate) fn trace(pid: Pid) -> io::Result<()> {
+    let options = libc::PTRACE_O_TRACEEXEC
+        | libc::PTRACE_O_TRACEFORK
+        | libc::PTRACE_O_TRACEVFORK
+        | libc::PTRACE_O_TRACECLONE
+        | libc::PTRACE_O_TRACESECCOMP
+        | libc::PTRACE_O_EXITKILL;
+    ptrace(libc::PTRACE_SEIZE, pid, 0, options.cast_unsigned() as usize)
+}
+
+/// Lets a stopped tracee go on, with a signal unless it is 0.
+pub(crate) fn go_on(pid: Pid, signal: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_CONT, pid, 0, signal.cast_unsigned() as usize)
+}
+
+/// Leaves a tracee stopped until a signal continues it.
+pub(crate) fn stay_stopped(pid: Pid) -> io::Result<()> {
+    ptrace(libc::PTRACE_LISTEN, pid, 0, 0)
+}
+
+/// Returns the registers of a stopped tracee.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn registers(pid: Pid) -> io::Result<Registers> {
+    let mut registers = std::mem::MaybeUninit::<Registers>::zeroed();
+    ptrace(
+        libc::PTRACE_GETREGS,
+        pid,
+        0,
+        registers.as_mut_ptr() as usize,
+    )?;
+    // SAFETY: all zeros is a value of it, and the call has filled it.
+    Ok(unsafe { registers.assume_init() })
+}
+
+/// Gives a stopped tracee other registers.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn set_registers(pid: Pid, registers: &Registers) -> io::Result<()> {
+    ptrace(
+        libc::PTRACE_SETREGS,
+        pid,
+        0,
+        std::ptr::from_ref(registers) as usize,
+    )
 }

@@ -65,6 +65,7 @@ pub(crate) fn run(global: &Global, options: &Healthcheck) -> Result<()> {
         },
         fast_sync: true,
         no_new_privs: false,
+        variation: None,
     };
     let cancel = Cancel::new()?;
     let exit = if let Some(base) = &options.base {

@@ -42,7 +42,7 @@ use obuild_stores::Store;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Reads a spec's text; `-` is standard input.
 pub(crate) fn read_spec(path: &Path) -> Result<Vec<u8>> {
@@ -77,6 +77,13 @@ pub(crate) fn parse_spec(path: &Path, text: &[u8], colour: bool) -> Result<Spec>
         let _ = std::io::stderr().write_all(rendered.as_bytes());
         crate::failure::SpecErrors.into()
     })
+}
+
+/// Returns how many processors there are for this process. To find out takes reading several files of the cgroup: once is enough.
+pub(crate) fn processors() -> usize {
+    static COUNT: LazyLock<usize> =
+        LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from));
+    *COUNT
 }
 
 /// The runtime that everything asynchronous runs on: one thread, with more for what blocks.

@@ -61,6 +61,7 @@ pub(crate) fn fetch(global: &Global, options: &Pull) -> Result<(Arc<Engine>, Sna
             limits: Limits::default(),
             fast_sync: true,
             no_new_privs: false,
+            elsewhere: false,
             keep_failed: false,
             no_cache: NoCache::Never,
             imports: Vec::new(),

@@ -32,19 +32,38 @@ pub(crate) fn run(global: &Global, options: &Run) -> Result<()> {
     let kind = progress_kind(options.quiet, options.progress, &config);
     let outputs = Outputs::parse(&options.outputs, None, kind == ProgressKind::Quiet)?;
     let takes_stdout = outputs.takes_stdout();
-    let (_, result) = build_spec(global, options, options.jobs, None, outputs)?;
+    let (_, result) = build_spec(global, options, &How::of(options), outputs)?;
     if takes_stdout {
         return Ok(());
     }
     print(format!("{}\n", result.snapshot))
 }
 
-/// Builds the spec that the options name, and writes its outputs. `no_cache` wins over what they say of that.
+/// How `run` and `verify` differ in building.
+pub(crate) struct How {
+    /// Steps at once.
+    pub(crate) jobs: Option<usize>,
+    /// Wins over what the options say of that.
+    pub(crate) no_cache: Option<NoCache>,
+    /// As [`Settings`] have it.
+    pub(crate) elsewhere: bool,
+}
+
+impl How {
+    fn of(options: &Run) -> Self {
+        Self {
+            jobs: options.jobs,
+            no_cache: None,
+            elsewhere: false,
+        }
+    }
+}
+
+/// Builds the spec that the options name, and writes its outputs.
 pub(crate) fn build_spec(
     global: &Global,
     options: &Run,
-    jobs: Option<usize>,
-    no_cache: Option<NoCache>,
+    how: &How,
     outputs: Outputs,
 ) -> Result<(Arc<Engine>, BuildResult)> {
     let config = Config::read(global)?;
@@ -80,9 +99,7 @@ pub(crate) fn build_spec(
     let store = open_store(global, &config)?;
     let sandbox = open_sandbox(global, &options.sandbox, &config, &*store)?;
     check_limits(&*sandbox, &limits)?;
-    let jobs = jobs
-        .or(config.jobs)
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let jobs = how.jobs.or(config.jobs).unwrap_or_else(super::processors);
     let tools = Tools {
         pull: pull(options.pull),
         ..tools(&config, &*store)
@@ -100,8 +117,8 @@ pub(crate) fn build_spec(
         watch_signals(&cancel)?;
         let bases = resolve(&engine, &spec, &base_dir, &tools, &cancel).await?;
         let plan = lower(&spec, &bases, options.target.as_deref())?;
-        let no_cache = match no_cache {
-            Some(no_cache) => no_cache,
+        let no_cache = match &how.no_cache {
+            Some(no_cache) => no_cache.clone(),
             None => self::no_cache(&plan, options)?,
         };
         let imports = sharing.imports(&caches, &cancel).await?;
@@ -111,6 +128,7 @@ pub(crate) fn build_spec(
             limits,
             fast_sync: options.fast_sync,
             no_new_privs: options.no_new_privs,
+            elsewhere: how.elsewhere,
             keep_failed: options.keep_failed,
             no_cache,
             imports: imports.clone(),

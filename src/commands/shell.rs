@@ -67,6 +67,7 @@ pub(crate) fn run(global: &Global, options: &Shell) -> Result<()> {
         limits: Limits::default(),
         fast_sync: true,
         no_new_privs: false,
+        variation: None,
     };
     let cancel = Cancel::new()?;
     let exit = engine.sandbox().run(

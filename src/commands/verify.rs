@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `obuild verify SPEC`: build twice, in circumstances as different as can be made, and show what differs.
 
-use super::run::build_spec;
+use super::run::{How, build_spec};
 use super::{open_engine, print, runtime};
 use crate::cli::{Global, RsyncMode, Run, SandboxKind, Verify};
 use crate::config::{Config, parse_store};
@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// Between the beginnings of the builds at least: times in seconds are others then.
-const DELAY: Duration = Duration::from_millis(1100);
+/// Between the beginnings of the builds at least. The kernel gives files the true time, which is kept to two seconds in ZIP archives.
+const DELAY: Duration = Duration::from_millis(2100);
 
 pub(crate) fn run(global: &Global, options: &Verify) -> Result<()> {
     let second_store = options.second_store.as_deref();
@@ -36,22 +36,31 @@ pub(crate) fn run(global: &Global, options: &Verify) -> Result<()> {
             .into());
     }
     let began = Instant::now();
-    let all = Some(NoCache::All);
-    let (engine, first) = build_spec(global, options, options.jobs, all.clone(), outputs()?)?;
+    let how = How {
+        jobs: options.jobs,
+        no_cache: Some(NoCache::All),
+        elsewhere: false,
+    };
+    let (engine, first) = build_spec(global, options, &how, outputs()?)?;
     std::thread::sleep(DELAY.saturating_sub(began.elapsed()));
     let elsewhere = elsewhere(global, options, &engine, second_store)?;
     if elsewhere.store != global.store {
         copy_bases(&elsewhere, &engine, &first)?;
     }
     one_processor()?;
-    // Steps that ran at once before come one after the other.
-    let built = build_spec(&elsewhere, options, Some(1), all, outputs()?);
+    let how = How {
+        // Steps that ran at once before come one after the other.
+        jobs: Some(1),
+        elsewhere: true,
+        ..how
+    };
+    let built = build_spec(&elsewhere, options, &how, outputs()?);
     let (other_engine, second) = built.map_err(|error| {
         if second_store.is_some() || elsewhere.store == global.store {
             return error;
         }
         error.context(
-            "the second build, whose files are in memory (--second-store puts them elsewhere)",
+            "the second build, in other circumstances and with its files in memory (--second-store puts them elsewhere)",
         )
     })?;
     let headings: HashMap<SnapshotId, String> = runtime()?

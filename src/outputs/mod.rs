@@ -104,7 +104,7 @@ impl Outputs {
                 layers: LayerOptions {
                     times: times.map_or_else(Times::default, Times::Latest),
                     compression,
-                    threads: std::thread::available_parallelism().map_or(1, usize::from),
+                    threads: crate::commands::processors(),
                 },
                 annotations,
                 ..ImageSettings::default()

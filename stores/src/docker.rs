@@ -467,6 +467,7 @@ impl Trees for Docker {
                 upper: made.upper,
                 work: made.work,
             }),
+            points: None,
         }))
     }
 
@@ -498,7 +499,11 @@ impl Trees for Docker {
         for layer in layers {
             lower.extend(Facts::of_tree(place, layer)?.layers);
         }
-        Ok(Rootfs::Overlay(OverlayMount { lower, upper: None }))
+        Ok(Rootfs::Overlay(OverlayMount {
+            lower,
+            upper: None,
+            points: None,
+        }))
     }
 
     /// Makes the image.

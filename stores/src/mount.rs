@@ -253,7 +253,14 @@ mod tests {
             upper: path("upper"),
             work: path("work"),
         });
-        Some((directory, OverlayMount { lower, upper }))
+        Some((
+            directory,
+            OverlayMount {
+                lower,
+                upper,
+                points: None,
+            },
+        ))
     }
 
     fn has(tree: &OwnedFd, name: &str) -> bool {

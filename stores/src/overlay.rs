@@ -26,6 +26,9 @@ const LAYERS: Layers = Layers {
     cache: 16,
 };
 
+/// The directory of [`OverlayMount::points`].
+const POINTS: &str = "points";
+
 /// `OVERLAYFS_SUPER_MAGIC`: linux include/uapi/linux/magic.h.
 const OVERLAYFS: i64 = 0x794c_7630;
 
@@ -71,6 +74,27 @@ impl Trees for Overlay {
         removed.map_err(|errno| place.error("remove", &slot, errno))
     }
 
+    fn furnish(&self, place: &Place) -> Result<(), Error> {
+        let etc = format!("{POINTS}/etc");
+        let hosts = format!("{etc}/hosts");
+        if !place.exists(&hosts)? {
+            for directory in [POINTS, &etc] {
+                place.make_directory(directory, 0o755)?;
+                // Whatever the umask is.
+                rustix::fs::chmodat(
+                    place.descriptor(),
+                    directory,
+                    Mode::from_raw_mode(0o755),
+                    AtFlags::empty(),
+                )
+                .map_err(|errno| place.error("create", directory, errno))?;
+            }
+            // Last: who sees it sees all.
+            place.mark(&hosts)?;
+        }
+        Ok(())
+    }
+
     fn layers(&self) -> Option<Layers> {
         Some(LAYERS)
     }
@@ -103,6 +127,9 @@ impl Trees for Overlay {
                 upper: place.path(&upper),
                 work: place.path(&work),
             }),
+            points: place
+                .exists(&format!("{POINTS}/etc/hosts"))?
+                .then(|| place.path(POINTS)),
         }))
     }
 

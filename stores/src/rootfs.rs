@@ -24,6 +24,10 @@ pub struct OverlayMount {
     pub lower: Vec<PathBuf>,
     /// Where writes go; `None` makes the mount read-only.
     pub upper: Option<Upper>,
+    /// An empty tree with what a sandbox mounts over and many trees lack (`/etc/hosts`), where the store has one. As one more lower layer
+    /// below all others it saves making such a mount point for each step, and the copy of its directory that this leaves in `upper`. It
+    /// is not part of the tree: who reads or copies does not mount it.
+    pub points: Option<PathBuf>,
 }
 
 /// The writable layer of an overlay mount.

@@ -27,6 +27,11 @@ pub(crate) trait Trees: Send + Sync + 'static {
     /// Checks that a store can be made at the place, whose directory is there, and names the remedy if not.
     fn probe(&self, place: &Place) -> Result<(), Error>;
 
+    /// Makes what the store needs beside what all kinds have. Called whenever it is opened.
+    fn furnish(&self, _place: &Place) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Returns how many layers a tree may stand on before they are squashed. `None`: each tree is whole, and
     /// stands on nothing once it is made.
     fn layers(&self) -> Option<Layers>;
@@ -59,7 +64,11 @@ pub(crate) trait Trees: Send + Sync + 'static {
         Ok(if lower.len() == 1 {
             Rootfs::Directory(lower.remove(0))
         } else {
-            Rootfs::Overlay(crate::OverlayMount { lower, upper: None })
+            Rootfs::Overlay(crate::OverlayMount {
+                lower,
+                upper: None,
+                points: None,
+            })
         })
     }
 

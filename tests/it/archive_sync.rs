@@ -62,7 +62,7 @@ impl Mirror {
         self.directory.path().join(name)
     }
 
-    fn git(&self, arguments: &[&str]) {
+    pub(crate) fn git(&self, arguments: &[&str]) {
         let status = Command::new("git")
             .arg("-C")
             .arg(self.path("repo"))
@@ -78,7 +78,7 @@ impl Mirror {
         self.git(&["commit", "-q", "--allow-empty", "-m", "a merge"]);
     }
 
-    fn opam(&self, name: &str, text: &str) {
+    pub(crate) fn opam(&self, name: &str, text: &str) {
         let directory = self.path(&format!("repo/packages/{name}/{name}.1"));
         fs_err::create_dir_all(&directory).unwrap();
         let text = format!("opam-version: \"2.0\"\n{text}\n");
@@ -86,7 +86,7 @@ impl Mirror {
     }
 
     /// Adds a package whose archive has these checksums, and is at `/NAME.tgz`.
-    fn declare(&self, name: &str, checksums: &[String], rest: &str) {
+    pub(crate) fn declare(&self, name: &str, checksums: &[String], rest: &str) {
         let url = self.server.url(&format!("/{name}.tgz"));
         let checksums: String = checksums.iter().map(|sum| format!(" \"{sum}\"")).collect();
         let text = format!("url {{ src: \"{url}\" checksum: [{checksums} ] {rest} }}");
@@ -121,7 +121,7 @@ impl Mirror {
     }
 
     /// Syncs with short times, and gives the report.
-    fn sync(&self, more: &[&str]) -> (i32, Value) {
+    pub(crate) fn sync(&self, more: &[&str]) -> (i32, Value) {
         let ran = self.run(&[&SYNC[..], &["--format", "json"], more].concat());
         let report = serde_json::from_str(&ran.stdout);
         (ran.status, report.unwrap_or_else(|_| panic!("{ran:#?}")))
@@ -132,12 +132,12 @@ impl Mirror {
     }
 
     /// Where the archive with a checksum is.
-    fn cached(&self, sum: &str) -> PathBuf {
+    pub(crate) fn cached(&self, sum: &str) -> PathBuf {
         let (kind, digest) = sum.split_once('=').unwrap();
         self.path(&format!("out/cache/{kind}/{}/{digest}", &digest[..2]))
     }
 
-    fn verify(&self) -> Value {
+    pub(crate) fn verify(&self) -> Value {
         let ran = self.run(&["verify", "out", "--format", "json"]);
         serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{ran:#?}"))
     }
@@ -360,7 +360,7 @@ fn damage_is_found_and_fetched_again() {
 }
 
 /// Adds packages with an archive each of some kilobytes, all different.
-fn many(mirror: &Mirror, count: usize) {
+pub(crate) fn many(mirror: &Mirror, count: usize) {
     for index in 0..count {
         let data: Vec<u8> = (0..20_000_usize)
             .map(|byte| u8::try_from((byte * 7 + index * 13 + byte / 251) % 251).unwrap())
@@ -484,10 +484,10 @@ fn two_syncs_at_once_are_one_after_the_other() {
 }
 
 /// A small tmpfs, unmounted when dropped.
-struct Small(PathBuf);
+pub(crate) struct Small(PathBuf);
 
 impl Small {
-    fn mount(path: &Path, size: &str) -> Option<Self> {
+    pub(crate) fn mount(path: &Path, size: &str) -> Option<Self> {
         fs_err::create_dir(path).unwrap();
         let options = format!("size={size}");
         let status = Command::new("mount")
@@ -503,7 +503,7 @@ impl Small {
         Some(Self(path.to_owned()))
     }
 
-    fn enlarge(&self, size: &str) {
+    pub(crate) fn enlarge(&self, size: &str) {
         let options = format!("remount,size={size}");
         let status = Command::new("mount")
             .args(["-o", &options])

@@ -176,6 +176,40 @@ fn the_network_is_off_unless_asked_for() {
     assert_eq!(world.ok(&["log", &id]).lines().last(), host.to_str());
 }
 
+/// The base has no `/etc/hosts`, over which the sandbox mounts its own.
+#[test]
+fn a_step_leaves_only_what_it_wrote_in_its_layer() {
+    for world in World::all() {
+        let nothing = world.build("(run (shell \"test -s /etc/hosts\"))");
+        let changed = world.build(
+            "(run (shell \"test -s /etc/hosts\")) (run (shell \"touch -d @1000000000 /etc/new\"))",
+        );
+        let from = world.build("");
+        assert_eq!(world.ok(&["diff", &from, &nothing]), "");
+        let told = world.run(&["diff", &nothing, &changed]);
+        assert_eq!((told.status, told.stdout.as_str()), (1, "A /etc/new\n"));
+        let layers = |id: &str| -> Vec<String> {
+            let inspected: serde_json::Value =
+                serde_json::from_str(&world.ok(&["inspect", id])).unwrap();
+            let lower = inspected["rootfs"]["overlay"]["lower"].as_array();
+            lower.map_or_else(Vec::new, |lower| {
+                lower
+                    .iter()
+                    .map(|path| path.as_str().unwrap().to_owned())
+                    .collect()
+            })
+        };
+        if let [own, ..] = layers(&nothing).as_slice() {
+            assert_eq!(fs_err::read_dir(own).unwrap().count(), 0, "{own}");
+        }
+        if let [own, ..] = layers(&changed).as_slice() {
+            let etc = fs_err::read_dir(format!("{own}/etc")).unwrap();
+            let names: Vec<_> = etc.map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(names, ["new"]);
+        }
+    }
+}
+
 #[test]
 fn five_hundred_steps_build() {
     for world in World::all() {

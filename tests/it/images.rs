@@ -252,6 +252,42 @@ fn diff_and_verify_say_what_differs() {
         "{ran:?}"
     );
     assert!(!ran.stdout.contains("/a\n"), "{ran:?}");
+    // Each that tells of its surroundings, with what it told; and those that do not are not named, nor what the spec has set.
+    world.spec(
+        "(env TZ UTC) (run (shell \"date +%Y > /year; date > /date; uname -r > /kernel; hostname > /host; nproc > /cpus; \
+         echo $USER > /user; echo $TZ > /zone; echo $$ > /process; id > /id; domainname > /domain; pwd > /pwd\")) \
+         (run (shell \"echo upon > /upon; (cd /; tar cf /archive.tar year id)\"))",
+    );
+    let ran = world.run(&["verify", "spec.sexp"]);
+    assert_eq!(ran.status, 1, "{ran:?}");
+    let mut files = vec![
+        "archive.tar",
+        "date",
+        "host",
+        "kernel",
+        "process",
+        "user",
+        "year",
+    ];
+    if std::thread::available_parallelism().unwrap().get() > 1 {
+        files.push("cpus");
+    }
+    if !cfg!(target_arch = "x86_64") {
+        files.retain(|file| !matches!(*file, "kernel" | "year"));
+    }
+    files.sort_unstable();
+    let mut named: Vec<&str> = ran
+        .stdout
+        .lines()
+        .filter_map(|line| line.strip_prefix("C /"))
+        .collect();
+    named.sort_unstable();
+    assert_eq!(named, files, "{}", ran.stdout);
+    let host = "C /host\n    line 1:\n      -builder\n      +elsewhere\n";
+    let user = "C /user\n    line 1:\n      -\n      +somebody\n";
+    assert!(ran.stdout.contains(host), "{}", ran.stdout);
+    assert!(ran.stdout.contains(user), "{}", ran.stdout);
+    assert!(ran.stdout.contains("year"), "{}", ran.stdout);
     world.spec("(run (shell \"echo same > /a\"))");
     world.ok(&["verify", "spec.sexp"]);
     // Each tree is the same; only the order of names is not, nor is what shows the file system.

@@ -11,6 +11,7 @@
 mod archive_acme;
 mod archive_check;
 mod archive_deploy;
+mod archive_faults;
 mod archive_image;
 mod archive_index;
 mod archive_opam;

@@ -134,6 +134,14 @@ fn what_a_registry_does_not_give_is_told() {
         );
         assert!(ran.stdout.is_empty());
     }
+    let id = world.ok(&["pull", "-q", &name]);
+    let ran = world.run(&["push", id.trim(), &format!("{closed}/x:1")]);
+    assert_eq!(ran.status, 3, "{ran:?}");
+    let hint = format!("hint: `docker login {closed}` first");
+    assert!(
+        ran.stderr.contains("refuses access to push to x") && ran.stderr.contains(&hint),
+        "{ran:?}"
+    );
     let ran = world.run(&["pull", "--platform", "linux", &name]);
     assert_eq!(ran.status, 2, "{ran:?}");
     let ran = world.run(&["pull", "-q", "--platform", "plan9/s390x", &name]);

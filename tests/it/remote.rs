@@ -83,11 +83,13 @@ fn share(to: &str, source: &str, other_kind: &str) {
     assert!(output(&events).contains("one\n"), "{events:#?}");
     let id = made.stdout.trim();
     assert_same(&one, &other, id);
-    // And from then on it is there, with its logs.
-    let (events, again) = build(&other, &["--cache-from", source]);
-    assert_eq!(again.status, 0, "{again:#?}");
-    assert_eq!(outcomes(&events, "built") + outcomes(&events, "fetched"), 0);
-    assert!(output(&events).contains("one\ntwo\n"), "{events:#?}");
+    // And from then on it is there, with its logs, also without the cache: which files were copied from the nested build is remembered.
+    for arguments in [&["--cache-from", source][..], &[]] {
+        let (events, again) = build(&other, arguments);
+        assert_eq!(again.status, 0, "{again:#?}");
+        assert_eq!(outcomes(&events, "built") + outcomes(&events, "fetched"), 0);
+        assert!(output(&events).contains("one\ntwo\n"), "{events:#?}");
+    }
     one.assert_clean();
     other.assert_clean();
 }

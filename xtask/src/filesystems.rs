@@ -65,6 +65,11 @@ impl Scratch {
         self.image("xfs", size_bytes, &mkfs, "loop,noatime")
     }
 
+    /// Makes an ext4 image and mounts it: what Debian installs itself on.
+    pub(crate) fn ext4(&mut self, size_bytes: u64) -> Result<PathBuf> {
+        self.image("ext4", size_bytes, &["mkfs.ext4", "-q"], "loop,noatime")
+    }
+
     fn image(
         &mut self,
         kind: &str,

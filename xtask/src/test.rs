@@ -8,15 +8,23 @@ use crate::reaper::Guard;
 use crate::registries::{Access, Registry};
 use crate::report::Report;
 use crate::rootless::{self, Users};
-use crate::zfs::Pool;
+use crate::zfs::{self, Pool};
 use crate::{
     accounts, debian, docs, examples, faults, lint, opam, packages, registries, workspace,
 };
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Size of the images of the test file systems; they are sparse.
 const IMAGE_BYTES: u64 = 8 << 30;
+
+/// Parts of the names of all tests that use the pool. They run apart, one at a time: zfs-fuse does not bear more, and hangs now and then all
+/// the same.
+const ON_ZFS: [&str; 3] = ["zfs", "every_store_with_every_sandbox", "layer::tests"];
+
+/// Many times what the tests take. Nothing may go on for ever.
+const DEADLINE: Duration = Duration::from_mins(40);
 
 /// The argument that asks for the suites as ordinary users only.
 const AS_USERS: &str = "--as-users";
@@ -35,7 +43,16 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let as_users = arguments == [AS_USERS];
     let mut matrix = None;
     if !as_users {
-        report.check("tests", || cargo_test(arguments, &surroundings));
+        if arguments.is_empty() {
+            report.check("tests", || surroundings.tests(false));
+            report.check("tests on zfs", || {
+                surroundings.with_pool(|this| this.tests(true))
+            });
+        } else {
+            report.check("tests", || {
+                surroundings.with_pool(|this| this.cargo_test(arguments))
+            });
+        }
         matrix = fs_err::read_to_string(surroundings.matrix()).ok();
     }
     if (arguments.is_empty() || as_users)
@@ -52,9 +69,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     }
     if let Some(users) = surroundings.users.take() {
         report.check("users removed", || users.close());
-    }
-    if let Some(pool) = surroundings.pool.take() {
-        report.check("no pool left behind", || pool.close());
     }
     // Before the directories that their homes and files are in.
     surroundings.accounts.clear();
@@ -73,8 +87,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 
 /// What the tests find through `OBUILD_TEST_*`.
 struct Surroundings {
-    // Before the directory that its file is in.
-    pool: Option<Pool>,
     /// Deleted before the file systems go: fields are dropped in their order.
     accounts: Vec<Guard>,
     registries: Vec<Registry>,
@@ -99,7 +111,6 @@ impl Surroundings {
             let reason = "not root: no file systems are made; tests that need them or root skip";
             report.lack("test file systems", reason);
             return Ok(Self {
-                pool: None,
                 accounts: Vec::new(),
                 registries: Vec::new(),
                 docker: None,
@@ -115,13 +126,6 @@ impl Surroundings {
         });
         report.check("xfs", || {
             variables.push(("OBUILD_TEST_XFS", scratch.xfs(IMAGE_BYTES)?));
-            Ok(())
-        });
-        let mut pool = None;
-        report.check("zfs", || {
-            let made = Pool::create(scratch.path(), IMAGE_BYTES)?;
-            variables.push(("OBUILD_TEST_ZFS", made.name().into()));
-            pool = Some(made);
             Ok(())
         });
         let mut docker = None;
@@ -199,7 +203,6 @@ impl Surroundings {
             });
         }
         Ok(Self {
-            pool,
             accounts,
             registries: started,
             docker,
@@ -242,25 +245,57 @@ impl Surroundings {
     }
 }
 
-fn cargo_test(arguments: &[String], surroundings: &Surroundings) -> Result<()> {
-    let mut command = Cmd::cargo().arg("test");
-    // Colour goes missing otherwise: the tests' output is not a terminal's.
-    if arguments.is_empty() {
-        command = command.args(["--workspace", "--no-fail-fast"]);
-    } else {
+impl Surroundings {
+    /// Does something while there is a pool to test on, where root allows; once more if zfs-fuse was lost.
+    fn with_pool(&mut self, action: impl Fn(&Self) -> Result<()>) -> Result<()> {
+        if !workspace::is_root() {
+            return action(self);
+        }
+        zfs::patiently(|| {
+            let scratch = self.scratch.as_ref().context("it is removed last")?;
+            let pool = Pool::create(scratch.path(), IMAGE_BYTES)?;
+            self.variables.push(("OBUILD_TEST_ZFS", pool.name().into()));
+            let result = action(self);
+            self.variables.pop();
+            let closed = pool.close().context("a pool is left behind");
+            result.and(closed)
+        })
+    }
+
+    /// Runs all tests that use the pool, or all others.
+    fn tests(&self, on_zfs: bool) -> Result<()> {
+        let names = ON_ZFS.map(str::to_owned);
+        let usual = ["--workspace", "--no-fail-fast"].map(str::to_owned);
+        let chosen: Vec<String> = if on_zfs {
+            // No examples in the documentation use it.
+            let alone = ["--tests", "--", "--test-threads=1"].map(str::to_owned);
+            alone.into_iter().chain(names).collect()
+        } else {
+            let others = names
+                .into_iter()
+                .flat_map(|name| ["--skip".to_owned(), name]);
+            std::iter::once("--".to_owned()).chain(others).collect()
+        };
+        self.cargo_test(&usual.into_iter().chain(chosen).collect::<Vec<_>>())
+    }
+
+    fn cargo_test(&self, arguments: &[String]) -> Result<()> {
+        let mut command = Cmd::cargo().arg("test");
         let picks_package = |argument: &String| {
             ["-p", "--package", "--workspace", "--all"].contains(&argument.as_str())
         };
         if !arguments.iter().any(picks_package) {
             command = command.arg("--workspace");
         }
-        command = command.args(arguments);
+        command = command
+            .args(arguments)
+            .env("OBUILD_TEST_MATRIX", self.matrix())
+            .deadline(DEADLINE);
+        for (name, path) in &self.variables {
+            command = command.env(name, path);
+        }
+        command
+            .run()
+            .context("some tests failed; the runner's lines above say which")
     }
-    command = command.env("OBUILD_TEST_MATRIX", surroundings.matrix());
-    for (name, path) in &surroundings.variables {
-        command = command.env(name, path);
-    }
-    command
-        .run()
-        .context("some tests failed; the runner's lines above say which")
 }

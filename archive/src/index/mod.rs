@@ -24,7 +24,7 @@ pub use fields::Fields;
 pub(crate) use parts::LIST;
 pub use parts::{Part, Parts};
 
-use crate::replace::replace;
+use crate::replace::{replace, replace_several};
 use crate::repository::{Commit, Repository, Skipped};
 use deflate::compress;
 use state::{State, Table};
@@ -190,17 +190,25 @@ impl Index {
     /// Puts `index.tar.gz` and `repo` into a directory, each whole or not at all, and only if it says something new.
     pub fn publish(&self, directory: &Path) -> Result<(), Error> {
         fs_err::create_dir_all(directory).map_err(Error::io("make", directory))?;
-        publish(&directory.join("index.tar.gz"), &self.file)?;
-        publish(&directory.join("repo"), self.repo.as_bytes())
+        let mut files = vec![
+            ("index.tar.gz", self.file.as_slice()),
+            ("repo", self.repo.as_bytes()),
+        ];
+        files.retain(|(name, content)| !is_there(&directory.join(name), content));
+        replace_several(directory, &files).map_err(Error::io("write into", directory))
     }
 }
 
 /// Puts a file in its place when it is complete and on the disk. One that has the same bytes stays, and its time with it.
 fn publish(path: &Path, content: &[u8]) -> Result<(), Error> {
-    let length = fs_err::metadata(path).map(|metadata| metadata.len());
-    let same_length = length.is_ok_and(|length| length == content.len() as u64);
-    if same_length && fs_err::read(path).is_ok_and(|there| there == content) {
+    if is_there(path, content) {
         return Ok(());
     }
     replace(path, content).map_err(Error::io("write", path))
+}
+
+fn is_there(path: &Path, content: &[u8]) -> bool {
+    let length = fs_err::metadata(path).map(|metadata| metadata.len());
+    let same_length = length.is_ok_and(|length| length == content.len() as u64);
+    same_length && fs_err::read(path).is_ok_and(|there| there == content)
 }

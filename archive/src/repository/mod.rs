@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reads an opam repository, and of it only what changed: from a git URL, a local git repository or a plain directory.
 //!
-//! There is never a checkout. A git repository is read object by object (`git cat-file --batch-command`): the trees of two
+//! There is never a checkout. A git repository is read object by object, in place or by `git cat-file --batch-command`: the trees of two
 //! commits are compared from the top, and only the trees and files that differ are looked at. A repository that is somebody else's is
 //! never written to; what a URL names is fetched into a bare repository of our own.
 //!
 //! What is not plain files below `packages/`, `repo` and `version` does not exist here; what cannot be passed on (links, names
 //! that are no names, files without end) is left out and reported, see [`Reason`].
 
+mod cat_file;
 mod directory;
 mod error;
 mod git;
+mod local;
 mod names;
 mod objects;
+mod packs;
 mod remote;
 #[cfg(test)]
 mod tests;
@@ -196,7 +199,7 @@ impl Repository {
             Source::Git(directory) => {
                 let revision = self.options.revision.as_deref();
                 let directory = directory.clone();
-                let objects = open_objects(&mut self.objects, &directory, &self.options)?;
+                let objects = open_objects(&mut self.objects, &directory, &self.options);
                 for candidate in names::candidates(revision) {
                     if let Some(commit) = objects.commit(&candidate)? {
                         return Ok(commit);
@@ -233,7 +236,7 @@ impl Repository {
             Source::Remote(remote) => remote.git_directory(),
             Source::Git(directory) => directory.clone(),
         };
-        let objects = open_objects(&mut self.objects, &git, &self.options)?;
+        let objects = open_objects(&mut self.objects, &git, &self.options);
         let result = tree::changes(objects, from, to, &self.options, visit);
         // Nothing is kept running between two comparisons.
         self.objects = None;
@@ -245,12 +248,8 @@ fn open_objects<'a>(
     slot: &'a mut Option<objects::Objects>,
     directory: &Path,
     options: &Options,
-) -> Result<&'a mut objects::Objects, Error> {
-    let objects = match slot.take() {
-        Some(objects) => objects,
-        None => objects::Objects::start(directory, &options.git, &options.cancel)?,
-    };
-    Ok(slot.insert(objects))
+) -> &'a mut objects::Objects {
+    slot.get_or_insert_with(|| objects::Objects::start(directory, &options.git, &options.cancel))
 }
 
 /// Returns the git directory of a repository: `.git` in it (also a file that names another place, gitrepository-layout(5)), or it itself.

@@ -1,240 +1,180 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Objects of a git repository, by one `git cat-file --batch-command --buffer` (git 2.36 or later; git-cat-file(1)).
+//! Objects of a git repository: read in place where that can be done ([`Local`]), else asked of git ([`CatFile`]).
 //!
-//! Questions are sent many at once and answered in their order. A thread of its own writes them, because git stops reading
-//! while nobody takes its answers, and pipes may be as small as one page.
+//! Questions are sent many at once and answered in their order.
 
-use super::git::{self, Git};
+use super::cat_file::{CatFile, Header, Kind, broken};
+use super::git::Git;
+use super::local::{Local, Object, Place};
 use super::{Commit, Error};
-use rustix::event::{PollFd, PollFlags};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
-use std::process::{Child, ChildStdout, Stdio};
-use std::sync::mpsc;
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
-/// What an answer starts with.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) kind: Kind,
-    pub(super) size: u64,
-}
-
-/// What an object is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Blob,
-    Tree,
-    Commit,
-    Tag,
-}
-
-/// A running `git cat-file`.
+/// The objects of one repository.
 #[derive(Debug)]
 pub(super) struct Objects {
-    child: Child,
-    questions: Option<mpsc::Sender<Vec<u8>>>,
-    writer: Option<std::thread::JoinHandle<()>>,
-    answers: BufReader<Answers>,
-    line: Vec<u8>,
+    local: Option<Local>,
+    /// Runs once it was asked something.
+    git: Option<CatFile>,
+    directory: PathBuf,
+    program: Git,
+    cancel: CancellationToken,
+    questions: VecDeque<Question>,
+    answer: Answer,
+}
+
+/// What was asked, and who answers.
+#[derive(Debug)]
+enum Question {
+    /// With its name, and it itself if it was read ahead.
+    Local(Place, Vec<u8>, Option<Object>),
+    Git,
+}
+
+/// From so many on objects are read ahead, by more threads than one.
+const AHEAD: usize = 256;
+
+/// Where the content of the answer that was begun is.
+#[derive(Debug)]
+enum Answer {
+    None,
+    Here(Vec<u8>),
+    Git,
+    /// A git for this one alone, because the other has answers in line that are wanted later.
+    Alone(CatFile),
 }
 
 impl Objects {
-    /// Starts git on the repository.
-    pub(super) fn start(
-        directory: &Path,
-        git: &Git,
-        cancel: &CancellationToken,
-    ) -> Result<Self, Error> {
-        let mut command = git.command(directory);
-        command
-            .args(["cat-file", "--batch-command", "--buffer"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Whatever it complains of shows in its answers too.
-            .stderr(Stdio::null());
-        let mut child = git.spawn(&mut command)?;
-        let mut stdin = child.stdin.take().expect("asked for");
-        let pipe = child.stdout.take().expect("asked for");
-        let (questions, received) = mpsc::channel::<Vec<u8>>();
-        let writer = std::thread::spawn(move || {
-            for text in received {
-                // When git is gone, its answers end, and that is noticed.
-                if stdin.write_all(&text).is_err() {
-                    break;
-                }
-            }
-        });
-        let answers = Answers {
-            pipe,
+    /// Opens the repository.
+    pub(super) fn start(directory: &Path, git: &Git, cancel: &CancellationToken) -> Self {
+        Self {
+            local: Local::open(directory),
+            git: None,
+            directory: directory.to_owned(),
+            program: git.clone(),
             cancel: cancel.clone(),
+            questions: VecDeque::new(),
+            answer: Answer::None,
+        }
+    }
+
+    fn cat_file(&self) -> Result<CatFile, Error> {
+        CatFile::start(&self.directory, &self.program, &self.cancel)
+    }
+
+    fn git(&mut self) -> Result<&mut CatFile, Error> {
+        let git = match self.git.take() {
+            Some(git) => git,
+            None => self.cat_file()?,
         };
-        Ok(Self {
-            child,
-            questions: Some(questions),
-            writer: Some(writer),
-            answers: BufReader::with_capacity(256 << 10, answers),
-            line: Vec::new(),
-        })
+        Ok(self.git.insert(git))
     }
 
     /// Asks for the contents of objects; the answers are to be taken in the same order.
-    pub(super) fn ask<'a>(&self, ids: impl Iterator<Item = &'a [u8]>) {
-        let mut text = Vec::new();
+    pub(super) fn ask<'a>(&mut self, ids: impl Iterator<Item = &'a [u8]>) -> Result<(), Error> {
+        let mut others = Vec::new();
+        let before = self.questions.len();
         for id in ids {
-            text.extend_from_slice(b"contents ");
-            let start = text.len();
-            text.resize(start + 2 * id.len(), 0);
-            hex::encode_to_slice(id, &mut text[start..]).expect("the room is right");
-            text.push(b'\n');
+            let place = self.local.as_ref().and_then(|local| local.find(id));
+            let question = place.map(|place| Question::Local(place, id.to_vec(), None));
+            if question.is_none() {
+                others.push(id);
+            }
+            self.questions.push_back(question.unwrap_or(Question::Git));
         }
-        self.send(text);
+        if !others.is_empty() {
+            self.git()?.ask(others.into_iter());
+        }
+        self.read_ahead(before);
+        Ok(())
     }
 
-    fn send(&self, mut text: Vec<u8>) {
-        text.extend_from_slice(b"flush\n");
-        if let Some(questions) = &self.questions {
-            // The writer ends before us only when git does; then the answers end.
-            let _ = questions.send(text);
+    /// Reads what was asked from this question on.
+    fn read_ahead(&mut self, from: usize) {
+        let questions = self.questions.range(from..);
+        let wanted = questions.filter_map(|question| match question {
+            Question::Local(place, id, None) => Some((place, id.as_slice())),
+            _ => None,
+        });
+        let wanted: Vec<_> = wanted.collect();
+        let Some(local) = self.local.as_ref().filter(|_| wanted.len() >= AHEAD) else {
+            return;
+        };
+        let mut objects = local.read_ahead(&wanted).into_iter();
+        for question in self.questions.range_mut(from..) {
+            if let Question::Local(_, _, object) = question {
+                *object = objects.next().flatten();
+            }
         }
     }
 
     /// Returns the commit that a name means, following tags.
     pub(super) fn commit(&mut self, name: &str) -> Result<Option<Commit>, Error> {
-        self.send(format!("info {name}^{{commit}}\n").into_bytes());
-        let header = self.header()?;
-        let id = self.line.split(|byte| *byte == b' ').next();
-        match header {
-            Some(Header {
-                kind: Kind::Commit, ..
-            }) => {
-                let id = String::from_utf8_lossy(id.unwrap_or_default());
-                Ok(Some(id.parse()?))
-            }
-            Some(_) => Err(broken(format!("{name} is no commit"))),
-            None => Ok(None),
+        match self.local.as_mut().and_then(|local| local.commit(name)) {
+            Some(id) => hex::encode(id).parse().map(Some),
+            None => self.git()?.commit(name),
         }
     }
 
     /// Returns the root tree of a commit, and nothing if there is no such commit.
     pub(super) fn root(&mut self, commit: &Commit) -> Result<Option<Vec<u8>>, Error> {
-        self.send(format!("contents {commit}^{{commit}}\n").into_bytes());
+        let id = hex::decode(commit.as_str()).expect("a commit is digits");
+        self.ask([id.as_slice()].into_iter())?;
         let Some(header) = self.header()? else {
             return Ok(None);
         };
         // git-commit-tree(1) writes the tree first.
         let text = self.content(&header)?;
-        let id = text
+        let id = (text
             .strip_prefix(b"tree ")
-            .and_then(|rest| rest.get(..commit.as_str().len()))
-            .and_then(|digits| hex::decode(digits).ok());
+            .filter(|_| header.kind == Kind::Commit))
+        .and_then(|rest| rest.get(..commit.as_str().len()))
+        .and_then(|digits| hex::decode(digits).ok());
         id.map(Some)
             .ok_or_else(|| broken(format!("the commit {commit} names no tree")))
     }
 
     /// Takes the start of the next answer; nothing if the object is not there.
     pub(super) fn header(&mut self) -> Result<Option<Header>, Error> {
-        self.line.clear();
-        self.answers
-            .read_until(b'\n', &mut self.line)
-            .map_err(ended)?;
-        if self.line.pop() != Some(b'\n') {
-            return Err(broken("git ended too early".to_owned()));
+        if self.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
         }
-        if self.line.ends_with(b" missing") {
-            return Ok(None);
-        }
-        let text = std::str::from_utf8(&self.line).unwrap_or_default();
-        let mut words = text.split(' ').skip(1);
-        let kind = match words.next() {
-            Some("blob") => Kind::Blob,
-            Some("tree") => Kind::Tree,
-            Some("commit") => Kind::Commit,
-            Some("tag") => Kind::Tag,
-            _ => return Err(broken(format!("git answered {text:?}"))),
+        let (place, id, ahead) = match self.questions.pop_front() {
+            Some(Question::Local(place, id, ahead)) => (place, id, ahead),
+            Some(Question::Git) | None => {
+                self.answer = Answer::Git;
+                return self.git()?.header();
+            }
         };
-        let size = words.next().and_then(|word| word.parse().ok());
-        let size = size.ok_or_else(|| broken(format!("git answered {text:?}")))?;
-        Ok(Some(Header { kind, size }))
+        let mut read = || self.local.as_mut()?.read(&place, &id).ok();
+        if let Some((kind, content)) = ahead.or_else(&mut read) {
+            let size = content.len() as u64;
+            self.answer = Answer::Here(content);
+            return Ok(Some(Header { kind, size }));
+        }
+        let mut alone = self.cat_file()?;
+        alone.ask([id.as_slice()].into_iter());
+        let header = alone.header();
+        self.answer = Answer::Alone(alone);
+        header
     }
 
     /// Takes the rest of the answer.
     pub(super) fn content(&mut self, header: &Header) -> Result<Vec<u8>, Error> {
-        let size = usize::try_from(header.size)
-            .map_err(|_| broken(format!("an object has {} bytes", header.size)))?;
-        let mut content = vec![0; size];
-        self.answers.read_exact(&mut content).map_err(ended)?;
-        self.newline()?;
-        Ok(content)
+        match std::mem::replace(&mut self.answer, Answer::None) {
+            Answer::Here(content) => Ok(content),
+            Answer::Alone(mut git) => git.content(header),
+            Answer::Git | Answer::None => self.git()?.content(header),
+        }
     }
 
     /// Throws the rest of the answer away.
     pub(super) fn skip(&mut self, header: &Header) -> Result<(), Error> {
-        let mut rest = (&mut self.answers).take(header.size);
-        std::io::copy(&mut rest, &mut std::io::sink()).map_err(ended)?;
-        self.newline()
-    }
-
-    fn newline(&mut self) -> Result<(), Error> {
-        let mut byte = [0];
-        self.answers.read_exact(&mut byte).map_err(ended)?;
-        if byte == *b"\n" {
-            Ok(())
-        } else {
-            Err(broken("git's answers are out of step".to_owned()))
+        match std::mem::replace(&mut self.answer, Answer::None) {
+            Answer::Here(_) => Ok(()),
+            Answer::Alone(mut git) => git.skip(header),
+            Answer::Git | Answer::None => self.git()?.skip(header),
         }
     }
-}
-
-impl Drop for Objects {
-    fn drop(&mut self) {
-        // The end of the questions ends git, unless there are answers that nobody took.
-        drop(self.questions.take());
-        if self.answers.buffer().is_empty() && !self.answers.get_ref().cancel.is_cancelled() {
-            for _ in 0..40 {
-                if matches!(self.child.try_wait(), Ok(Some(_))) {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_micros(500));
-            }
-        }
-        if matches!(self.child.try_wait(), Ok(None)) {
-            git::end(&mut self.child);
-        }
-        if let Some(writer) = self.writer.take() {
-            // It only writes to a pipe that is closed now.
-            let _ = writer.join();
-        }
-    }
-}
-
-/// The answers, read only while nobody cancels.
-#[derive(Debug)]
-struct Answers {
-    pipe: ChildStdout,
-    cancel: CancellationToken,
-}
-
-impl Read for Answers {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let mut fds = [PollFd::new(&self.pipe, PollFlags::IN)];
-        git::wait(&mut fds, &self.cancel).map_err(std::io::Error::other)?;
-        git::read(&mut self.pipe, buffer)
-    }
-}
-
-/// Finds our own error again that went through [`Read`].
-fn ended(error: std::io::Error) -> Error {
-    let shown = error.to_string();
-    match error
-        .into_inner()
-        .map(<dyn std::error::Error + Send + Sync>::downcast::<Error>)
-    {
-        Some(Ok(own)) => *own,
-        _ => broken(format!("git ended too early: {shown}")),
-    }
-}
-
-pub(super) fn broken(what: String) -> Error {
-    Error::Broken { what }
 }

@@ -106,7 +106,7 @@ impl Remote {
 
     /// Returns the commit of the last fetch.
     fn fetched(&self, options: &Options) -> Result<Option<Commit>, Error> {
-        Objects::start(&self.git_directory(), &options.git, &options.cancel)?.commit(HEAD)
+        Objects::start(&self.git_directory(), &options.git, &options.cancel).commit(HEAD)
     }
 
     /// Asks the server where the branch is.

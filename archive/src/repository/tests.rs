@@ -13,7 +13,7 @@ use tempfile::TempDir;
 type Files = BTreeMap<BString, (Vec<u8>, bool)>;
 
 /// Runs git as a person would, and returns what it prints.
-fn git(directory: &Path, arguments: &[&str], input: &[u8]) -> String {
+pub(super) fn git(directory: &Path, arguments: &[&str], input: &[u8]) -> String {
     let mut child = Command::new("git")
         .args(arguments)
         .current_dir(directory)
@@ -44,7 +44,7 @@ fn git(directory: &Path, arguments: &[&str], input: &[u8]) -> String {
         .to_owned()
 }
 
-fn commit_all(directory: &Path) -> Commit {
+pub(super) fn commit_all(directory: &Path) -> Commit {
     git(directory, &["add", "-A"], b"");
     git(
         directory,
@@ -208,6 +208,42 @@ fn every_pair_of_states_leads_from_one_to_the_other() {
     let mut read = Files::new();
     apply(&mut repository, None, first, &mut read).expect("read");
     assert_eq!(read, *files);
+}
+
+#[test]
+fn packed_loose_and_of_forms_that_only_git_knows() {
+    for form in ["sha1", "sha256"] {
+        let directory = TempDir::new().expect("a directory");
+        let root = directory.path().join("repository");
+        fs_err::create_dir(&root).expect("made");
+        let format = format!("--object-format={form}");
+        git(&root, &["init", "-q", "-b", "main", &format], b"");
+        let mut states = Vec::new();
+        for turn in 0..4 {
+            edit(&root, turn);
+            states.push((commit_all(&root), expected(&root)));
+            if turn == 2 {
+                git(&root, &["gc", "-q"], b"");
+            }
+        }
+        let linked = directory.path().join("linked");
+        let linked = linked.to_str().expect("text");
+        git(&root, &["worktree", "add", "-q", "--detach", linked], b"");
+        let (last, all) = states.last().expect("there is one");
+        for location in [root.to_str().expect("text"), linked] {
+            let mut repository =
+                Repository::open(location, &root, Options::default()).expect("opened");
+            assert_eq!(&repository.head().expect("a head"), last, "{form}");
+            for (commit, files) in &states {
+                let mut files = files.clone();
+                apply(&mut repository, Some(commit), last, &mut files).expect("compared");
+                assert_eq!(&files, all, "{form} {location}");
+            }
+            let mut files = Files::new();
+            apply(&mut repository, None, last, &mut files).expect("read");
+            assert_eq!(&files, all, "{form} {location}");
+        }
+    }
 }
 
 #[test]

@@ -4,8 +4,9 @@
 //! The format of a tree object is `mode SP name NUL id`, again and again (git's Documentation/gitdatamodel, "tree"). Nothing in it is
 //! trusted: git checks names only in work trees, and there is none here.
 
+use super::cat_file::{Header, Kind, broken};
 use super::names::{self, Reason, Skipped, Verdict};
-use super::objects::{Header, Kind, Objects, broken};
+use super::objects::Objects;
 use super::{Change, Commit, Error, Limits, Options};
 use bstr::{BString, ByteSlice};
 use std::cmp::Ordering;
@@ -91,7 +92,7 @@ impl Comparison<'_> {
         objects.ask(differing().flat_map(|(_, old, new)| {
             let ids = old.iter().chain(new);
             ids.map(Vec::as_slice)
-        }));
+        }))?;
         for (prefix, old, new) in differing() {
             let mut read = |id: &Option<Vec<u8>>| match id {
                 Some(id) => read_tree(objects, id),
@@ -297,20 +298,20 @@ fn pass_on<E: From<Error>>(
     visit: &mut dyn FnMut(Change) -> Result<(), E>,
 ) -> Result<(), E> {
     let files: Vec<(BString, Option<Blob>)> = files.into_iter().collect();
-    let ask = |objects: &Objects, batch: &[(BString, Option<Blob>)]| {
+    let ask = |objects: &mut Objects, batch: &[(BString, Option<Blob>)]| {
         let blobs = batch.iter().filter_map(|(_, blob)| blob.as_ref());
-        objects.ask(blobs.map(|blob| blob.id.as_slice()));
+        objects.ask(blobs.map(|blob| blob.id.as_slice()))
     };
     let mut batches = files.chunks(BATCH);
     let mut next = batches.next();
     if let Some(first) = next {
-        ask(objects, first);
+        ask(objects, first)?;
     }
     while let Some(batch) = next {
         // One batch ahead, so that git is never idle.
         next = batches.next();
         if let Some(following) = next {
-            ask(objects, following);
+            ask(objects, following)?;
         }
         for (path, blob) in batch {
             let mut change = Change {

@@ -127,7 +127,7 @@ impl Build {
                     database.set_tree_digest(snapshot, request, digest).await?;
                     let _ = state.scanned.set(Arc::new(scanned));
                     digest
-                } else if let Some(digest) = self.told_digest(index, copy) {
+                } else if let Some(digest) = self.told_digest(index, copy).await? {
                     digest
                 } else {
                     return Ok(None);

@@ -160,20 +160,41 @@ impl Build {
         Ok(())
     }
 
-    /// Returns the digest of what a copy copies, as a cache has it. It is checked if the copy has to be made here.
-    pub(super) fn told_digest(&self, index: NodeIndex, copy: &Copy) -> Option<[u8; 32]> {
-        let CopySource::Node(source) = copy.source else {
-            return None;
+    /// Returns the digest of what a copy copies, as a cache has it, or had it in an earlier build. It is checked if the copy has to be made here.
+    pub(super) async fn told_digest(
+        &self,
+        index: NodeIndex,
+        copy: &Copy,
+    ) -> Result<Option<[u8; 32]>, Error> {
+        let (CopySource::Node(source), true) = (copy.source, self.trusting) else {
+            return Ok(None);
         };
-        if !self.trusting {
-            return None;
+        if self.forced[source] {
+            // It is run again, and may give something else.
+            return Ok(None);
         }
-        let source = ids::snapshot(*self.states[source].step.get()?);
-        let request = Digest::from_bytes(request_digest(copy));
+        let Some(source) = self.states[source].step.get() else {
+            return Ok(None);
+        };
+        let source = ids::snapshot(*source);
+        let request = request_digest(copy);
+        let database = self.engine.database().await?;
+        let known = database.told_digest(source, request).await?;
         let mut imports = self.settings.imports.iter();
-        let told = imports.find_map(|cache| cache.copied(source, request))?;
-        let _ = self.states[index].told.set(());
-        Some(*told.as_bytes())
+        let told = imports
+            .find_map(|cache| cache.copied(source, Digest::from_bytes(request)))
+            .map(|digest| *digest.as_bytes());
+        if let Some(told) = told
+            && known != Some(told)
+        {
+            // Without the cache, the result is to be found as well.
+            database.set_told_digest(source, request, told).await?;
+        }
+        let digest = told.or(known);
+        if digest.is_some() {
+            let _ = self.states[index].told.set(());
+        }
+        Ok(digest)
     }
 
     /// Looks at what a copy copies whose digest a cache has told: a result must not get the id of another.

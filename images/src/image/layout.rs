@@ -13,7 +13,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// `oci-layout`.
-pub(crate) const MARKER: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(super) const MARKER: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// The annotation that holds a tag (image-layout.md, "index.json").
 pub(crate) const TAG: &str = "org.opencontainers.image.ref.name";
@@ -130,10 +130,26 @@ impl Image {
             what: "image index",
             source,
         })?;
-        let marker = directory.join("oci-layout");
-        replace(&marker, |file| put(&marker, file, MARKER.as_bytes()))?;
-        replace(&index, |file| put(&index, file, &text))
+        publish(directory, &text)
     }
+}
+
+/// Writes `index.json`, and what else makes a directory a layout. The blobs and their names are on the disk before anything names them, so that
+/// not even a power failure leaves an index of blobs that are not there.
+pub(crate) fn publish(directory: &Path, index: &[u8]) -> Result<(), Error> {
+    let sync = |path: &Path| {
+        // fsync(2), "Description": a name is its directory's affair.
+        let synced = fs_err::File::open(path).and_then(|directory| directory.sync_all());
+        synced.map_err(|error| Error::io("sync", path, error))
+    };
+    let blobs = directory.join("blobs");
+    sync(&blobs.join("sha256"))?;
+    sync(&blobs)?;
+    for (name, text) in [("oci-layout", MARKER.as_bytes()), ("index.json", index)] {
+        let path = directory.join(name);
+        replace(&path, |file| put(&path, file, text))?;
+    }
+    sync(directory)
 }
 
 impl ImageLayer {
@@ -211,11 +227,14 @@ pub(crate) fn put(path: &Path, file: &mut dyn Write, text: &[u8]) -> Result<(), 
         .map_err(|error| Error::io("write", path, error))
 }
 
-/// Replaces a file as a whole.
+/// Replaces a file as a whole, with one that is on the disk.
 pub(crate) fn replace(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let failed = |error| Error::io("write", path, error);
-    crate::beside::replace(path, failed, |file| write(file))
+    crate::beside::replace(path, failed, |file| {
+        write(file)?;
+        file.sync_all().map_err(failed)
+    })
 }

@@ -2,7 +2,7 @@
 //! Images that are put together of layers at hand, without a store.
 
 use super::document::{self, Descriptor};
-use super::layout::{self, MARKER};
+use super::layout;
 use crate::registry::{BlobData, PushBlob, PushImage, PushManifest};
 use crate::reuse::BaseLayer;
 use crate::{Digest, Error, ImageConfig};
@@ -91,12 +91,7 @@ impl StackedImage {
             what: "image index",
             source,
         })?;
-        for (path, text) in [
-            (directory.join("oci-layout"), MARKER.as_bytes()),
-            (index, text.as_slice()),
-        ] {
-            layout::replace(&path, |file| layout::put(&path, file, text))?;
-        }
+        layout::publish(directory, &text)?;
         let documents = [Digest::of(&self.config), Digest::of(&self.manifest)];
         let layers = self.layers.iter().map(|layer| layer.digest);
         let wanted: HashSet<OsString> = layers

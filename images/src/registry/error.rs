@@ -149,6 +149,9 @@ impl Error {
     pub(crate) fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NotFound { .. } => "check the name and the tag; a private image needs `docker login`".to_owned(),
+            Self::Unauthorized { host, what, with_credentials: false, .. } if what.starts_with("push to ") => {
+                format!("`docker login {host}` first: credentials come from ~/.docker/config.json")
+            }
             Self::Unauthorized { host, with_credentials: false, .. } => {
                 format!("there may be no such image; if it is private, `docker login {host}` first: credentials come from ~/.docker/config.json")
             }

@@ -5,7 +5,7 @@ use super::{
     CacheDocument, CacheImport, CachePlace, DOCUMENT, Descriptor, LOG, SharedBlob, SharedCopy,
     SharedStep, VERSION, bad,
 };
-use crate::image::layout::{MARKER, TAG, put, replace};
+use crate::image::layout::{TAG, publish, put, replace};
 use crate::layer::{LayerBlob, blob_path};
 use crate::registry::{BlobData, Client, PushBlob, PushImage, PushManifest, PushProgress};
 use crate::registry::{PushReport, push};
@@ -263,8 +263,6 @@ fn set_tag(directory: &Path, tag: &str, manifest: Descriptor) -> Result<(), Erro
     };
     manifests.retain(|entry| entry["annotations"][TAG] != tag);
     manifests.push(entry);
-    let marker = directory.join("oci-layout");
-    replace(&marker, |file| put(&marker, file, MARKER.as_bytes()))?;
     let text = serde_json::to_vec(&index).map_err(wrong)?;
-    replace(&path, |file| put(&path, file, &text))
+    publish(directory, &text)
 }

@@ -4,6 +4,7 @@
 //! The kernel kills a pid namespace with its process 1, so this process is also what ties the step to the caller: it ends when the helper
 //! dies (by a death signal), when the caller's end of the step socket closes, or when the caller asks.
 
+use super::clock::Clock;
 use super::{Prepared, native, runtime, take_signals};
 use crate::sys;
 use crate::wire::{self, Failure, Parcel, Reply, Request, Streams, Trying};
@@ -84,11 +85,14 @@ fn step(
     let signals = sys::child_signals().trying(|| "watch for ending processes")?;
     // Filled as soon as there is a tree: whatever fails then, it has to be tidied.
     let mut tree = None;
+    let clock = request.command.variation.map(|varied| Clock {
+        ahead: varied.clock_ahead,
+    });
     let result = match &request.runtime {
         None => native::start(request, stdio, &secrets, prepared, socket, &mut tree)
-            .and_then(|child| supervise(child, None, &signals, socket)),
+            .and_then(|child| supervise(child, None, clock.as_ref(), &signals, socket)),
         Some(runtime) => runtime::start(request, runtime, stdio, &secrets, &mut tree)
-            .and_then(|child| supervise(child.process, Some(&child), &signals, socket)),
+            .and_then(|child| supervise(child.process, Some(&child), None, &signals, socket)),
     };
     end_all();
     let tidied = match tree {
@@ -98,7 +102,12 @@ fn step(
         None => Ok(()),
     };
     let status = result?;
-    tidied.map(|()| status)
+    if status.exit_status() == Some(0) {
+        tidied?;
+    }
+    // The tree of a step that failed is thrown away. What failed is its command, also where a full disk (of zfs, btrfs) lets nobody remove
+    // anything after it.
+    Ok(status)
 }
 
 /// Takes a step's streams from its descriptors.
@@ -155,6 +164,7 @@ pub(crate) fn secrets(sizes: &[usize], file: Option<OwnedFd>) -> Result<Vec<Vec<
 fn supervise(
     child: Pid,
     mut runtime: Option<&runtime::Child<'_>>,
+    clock: Option<&Clock>,
     signals: &OwnedFd,
     socket: &OwnedFd,
 ) -> Result<WaitStatus, Failure> {
@@ -168,6 +178,9 @@ fn supervise(
             reap(WaitOptions::NOHANG | WaitOptions::UNTRACED).trying(action)?
         {
             if status.stopped() {
+                if clock.is_some_and(|clock| !clock.stopped(pid, status)) {
+                    continue;
+                }
                 // Stopping the command would leave nobody to continue it.
                 if pid == command {
                     let _ = rustix::process::kill_process(pid, Signal::CONT);

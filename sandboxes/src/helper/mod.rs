@@ -5,6 +5,7 @@
 //! calls [`main`] before anything else. See `docs/decisions/0002-sandbox-helper.md`.
 
 mod accounts;
+mod clock;
 mod container;
 pub(crate) mod exec;
 pub(crate) mod init;
@@ -80,8 +81,8 @@ fn serve() -> io::Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     drop(null);
     let mut prepared = Prepared {
-        filter: seccomp::program(false),
-        filter_fast_sync: seccomp::program(true),
+        filter: seccomp::program(false, false),
+        filter_fast_sync: seccomp::program(true, false),
         protected: mounts::Protected::probe(),
         template: Ok(()),
         bounding: CapabilitySet::all(),

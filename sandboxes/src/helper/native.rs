@@ -4,11 +4,11 @@
 use super::init::Stdio;
 use super::private::{Private, is_readonly};
 use super::template::Template;
-use super::{Prepared, accounts, exec, mounts, networks, programs};
+use super::{Prepared, accounts, clock, exec, mounts, networks, programs};
 use crate::sandbox::Network;
-use crate::sys;
 use crate::tree::{Attributes, Kind, Tree, attach};
 use crate::wire::{self, Failure, Reply, Request, Trying};
+use crate::{seccomp, sys};
 use bstr::ByteSlice;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -38,6 +38,13 @@ pub(super) fn start(
     slot: &mut Option<Tree>,
 ) -> Result<Pid, Failure> {
     let command = &request.command;
+    if let Some(variation) = &command.variation {
+        // Without CONFIG_CHECKPOINT_RESTORE the kernel does not have this file, and ids begin as ever.
+        let _ = fs_err::write(
+            "/proc/sys/kernel/ns_last_pid",
+            variation.last_process.to_string(),
+        );
+    }
     let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     // But in a user namespace the process is in its network namespace already: see `networks`.
     let network = obuild_rootless::current().is_some() && command.network == Network::None;
@@ -101,7 +108,18 @@ pub(super) fn start(
     )?;
     enter(tree)?;
     rustix::system::sethostname(command.hostname.as_bytes()).trying(|| "set the host name")?;
+    // linux v6.18 include/linux/uts.h UTS_DOMAINNAME: what a host has that was given none. Else the step would see this host's.
+    rustix::system::setdomainname(b"(none)").trying(|| "set the domain name")?;
 
+    let timed;
+    let filter = match (&command.variation, command.fast_sync) {
+        (Some(_), fast_sync) => {
+            timed = seccomp::program(fast_sync, true);
+            &timed
+        }
+        (None, true) => &prepared.filter_fast_sync,
+        (None, false) => &prepared.filter,
+    };
     let launch = exec::Launch {
         command,
         program,
@@ -111,19 +129,19 @@ pub(super) fn start(
         cgroups,
         unified: prepared.protected.unified,
         bounding: prepared.bounding,
-        filter: if command.fast_sync {
-            &prepared.filter_fast_sync
-        } else {
-            &prepared.filter
-        },
+        filter,
         tree,
     };
-    let child = sys::spawn(&|| {
+    let become_command = || {
         let failure = launch.exec();
         let _ = wire::send_reply(socket.as_fd(), &Reply::Failed(failure), &[]);
         127
-    })
-    .trying(|| "start a process for the command")?;
+    };
+    let child = match command.variation {
+        None => sys::spawn(&become_command),
+        Some(_) => clock::spawn(&become_command),
+    };
+    let child = child.trying(|| "start a process for the command")?;
     drop(launch);
     Ok(child)
 }

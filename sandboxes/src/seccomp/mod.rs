@@ -11,7 +11,7 @@ mod table;
 
 pub(crate) use table::{Action, CALLS};
 
-use table::UNKNOWN_FROM;
+use table::{TIMED, Timed, UNKNOWN_FROM};
 
 /// A BPF program that `seccomp(2)` takes.
 pub(crate) type Program = Vec<libc::sock_filter>;
@@ -58,25 +58,27 @@ enum Verdict {
     Allow,
     Return(u32),
     Check(Action),
+    Trace(&'static Timed),
 }
 
 // linux v6.18 include/uapi/linux/seccomp.h.
 const ALLOW: u32 = 0x7fff_0000;
 const ERRNO: u32 = 0x0005_0000;
 const KILL: u32 = 0x8000_0000;
+const TRACE: u32 = 0x7ff0_0000;
 
 const fn refuse(errno: i32) -> u32 {
     ERRNO | errno.cast_unsigned()
 }
 
-/// Returns the filter for this machine.
-pub(crate) fn program(fast_sync: bool) -> Program {
+/// Returns the filter for this machine; with `timed`, calls that tell or take the wall clock's time stop for the tracer.
+pub(crate) fn program(fast_sync: bool, timed: bool) -> Program {
     let mut code = Code::default();
     let kill = code.emit(ret(KILL));
     // Written from its end, since a jump can only lead forward: the last machine first.
     let mut next = kill;
     for machine in MACHINES.into_iter().rev() {
-        let ranges = ranges(machine, fast_sync);
+        let ranges = ranges(machine, fast_sync, timed);
         let search = code.search(&ranges);
         let load = code.emit_before(search, load_word(0));
         next = code.branch(jump_equal(machine.audit), load, next);
@@ -86,7 +88,7 @@ pub(crate) fn program(fast_sync: bool) -> Program {
 }
 
 /// Returns the start of each range of call numbers with its verdict, the first at 0.
-fn ranges(machine: &Machine, fast_sync: bool) -> Vec<(u32, Verdict)> {
+fn ranges(machine: &Machine, fast_sync: bool, timed: bool) -> Vec<(u32, Verdict)> {
     let mut special: Vec<(u32, Verdict)> = CALLS
         .iter()
         .filter_map(|call| {
@@ -100,6 +102,9 @@ fn ranges(machine: &Machine, fast_sync: bool) -> Vec<(u32, Verdict)> {
             Some((call.numbers[machine.column]?, verdict))
         })
         .collect();
+    if timed && machine.column == X86_64.column {
+        special.extend(TIMED.iter().map(|call| (call.number, Verdict::Trace(call))));
+    }
     special.sort_by_key(|&(number, _)| number);
     let mut ranges = vec![(0, Verdict::Allow)];
     let mut push = |start: u32, verdict: Verdict| match ranges.last_mut() {
@@ -213,6 +218,20 @@ impl Code {
             }
             Verdict::Check(Action::Deny | Action::Missing | Action::Skip) => {
                 self.returning(refuse(libc::EPERM))
+            }
+            Verdict::Trace(Timed { when: None, .. }) => self.returning(TRACE),
+            Verdict::Trace(Timed {
+                when: Some(when), ..
+            }) => {
+                let (allow, trace) = (self.returning(ALLOW), self.returning(TRACE));
+                let mut next = allow;
+                if when.mask != 0 {
+                    next = self.branch(jump_set(when.mask), trace, next);
+                }
+                for &value in when.values {
+                    next = self.branch(jump_equal(value), trace, next);
+                }
+                self.emit_before(next, load_argument(when.argument))
             }
         }
     }

@@ -160,3 +160,61 @@ pub(crate) const CALLS: &[Call] = &[
     deny("vm86", -1, 166, -1, -1),
     deny("vm86old", -1, 113, -1, -1),
 ];
+
+/// A call of x86-64 programs that tells the wall clock's time, or takes one to wait for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Timed {
+    pub(crate) number: u32,
+    /// When it does; `None` is always.
+    pub(crate) when: Option<When>,
+}
+
+/// Which arguments: those whose lower half has a bit of `mask` or is one of `values`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct When {
+    pub(crate) argument: u8,
+    pub(crate) mask: u32,
+    pub(crate) values: &'static [u32],
+}
+
+#[cfg(target_arch = "x86_64")]
+const fn timed(number: i64, argument: u8, mask: u32, values: &'static [u32]) -> Timed {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "numbers of calls are small"
+    )]
+    let number = number as u32;
+    let when = Some(When {
+        argument,
+        mask,
+        values,
+    });
+    Timed { number, when }
+}
+
+#[cfg(target_arch = "x86_64")]
+const fn telling(number: i64) -> Timed {
+    let number = timed(number, 0, 0, &[]).number;
+    Timed { number, when: None }
+}
+
+/// What `helper/clock.rs` answers for programs that are to see another time.
+///
+/// linux v6.18 include/uapi/linux/time.h: the clocks `REALTIME`, `REALTIME_COARSE`, `REALTIME_ALARM` and `TAI`; `TIMER_ABSTIME` and `TFD_TIMER_ABSTIME`.
+/// include/uapi/linux/futex.h: the flag `FUTEX_CLOCK_REALTIME`, and `FUTEX_LOCK_PI`, plain and private, which has that clock anyway.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const TIMED: &[Timed] = &[
+    telling(libc::SYS_time),
+    telling(libc::SYS_gettimeofday),
+    telling(libc::SYS_uname),
+    timed(libc::SYS_clock_gettime, 0, 0, &[0, 5, 8, 11]),
+    timed(libc::SYS_futex, 1, 0x100, &[6, 0x86]),
+    timed(libc::SYS_clock_nanosleep, 1, 1, &[]),
+    timed(libc::SYS_timer_settime, 1, 1, &[]),
+    timed(libc::SYS_timerfd_settime, 1, 1, &[]),
+    telling(libc::SYS_mq_timedsend),
+    telling(libc::SYS_mq_timedreceive),
+];
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) const TIMED: &[Timed] = &[];

@@ -37,7 +37,7 @@ fn run(program: &Program, audit: u32, number: u32, arguments: [u32; 6]) -> u32 {
 #[test]
 fn every_number_gets_the_tables_answer() {
     for fast_sync in [false, true] {
-        let program = program(fast_sync);
+        let program = program(fast_sync, false);
         for machine in MACHINES {
             for number in 0..UNKNOWN_FROM + 200 {
                 let known = CALLS
@@ -59,7 +59,7 @@ fn every_number_gets_the_tables_answer() {
 
 #[test]
 fn arguments_are_judged() {
-    let program = program(false);
+    let program = program(false, false);
     let answer = |name: &str, argument: usize, value: u32| {
         let call = CALLS
             .iter()
@@ -96,7 +96,7 @@ fn arguments_are_judged() {
 
 #[test]
 fn foreign_conventions_are_refused() {
-    let program = program(false);
+    let program = program(false, false);
     // AUDIT_ARCH_S390.
     assert_eq!(run(&program, 22, 1, [0; 6]), KILL);
     // x32 marks its calls with bit 30.
@@ -109,7 +109,7 @@ fn foreign_conventions_are_refused() {
 #[test]
 fn the_other_machines_tables_are_sorted_too() {
     for machine in [&X86_64, &I386, &ARM64, &ARM] {
-        let ranges = ranges(machine, true);
+        let ranges = ranges(machine, true, true);
         assert!(ranges.is_sorted_by(|left, right| left.0 < right.0));
         let mut numbers: Vec<_> = CALLS
             .iter()
@@ -125,9 +125,9 @@ fn the_other_machines_tables_are_sorted_too() {
 #[test]
 fn the_program_is_short() {
     assert!(
-        program(true).len() < 260,
+        program(true, false).len() < 260,
         "{} instructions",
-        program(true).len()
+        program(true, false).len()
     );
 }
 
@@ -179,5 +179,53 @@ fn numbers_are_libcs() {
         ("vhangup", libc::SYS_vhangup),
     ] {
         assert_eq!(ours(name), number, "{name}");
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn calls_of_the_wall_clock_stop_where_they_shall_and_all_else_is_as_ever() {
+    for fast_sync in [false, true] {
+        let (usual, timed) = (program(fast_sync, false), program(fast_sync, true));
+        for machine in MACHINES {
+            for number in 0..UNKNOWN_FROM + 200 {
+                let arguments = [1, 0, 0, 0, 0, 0];
+                let answers = |program| run(program, machine.audit, number, arguments);
+                let stops = machine.column == X86_64.column
+                    && TIMED
+                        .iter()
+                        .any(|call| call.number == number && call.when.is_none());
+                let expected = if stops { TRACE } else { answers(&usual) };
+                assert_eq!(answers(&timed), expected, "call {number}");
+            }
+        }
+        let answer = |number: i64, arguments: [u32; 6]| {
+            run(
+                &timed,
+                X86_64.audit,
+                u32::try_from(number).expect("numbers are small"),
+                arguments,
+            )
+        };
+        let clock = |id: i32| answer(libc::SYS_clock_gettime, [id.cast_unsigned(), 0, 0, 0, 0, 0]);
+        assert_eq!(clock(libc::CLOCK_REALTIME), TRACE);
+        assert_eq!(clock(libc::CLOCK_REALTIME_COARSE), TRACE);
+        assert_eq!(clock(libc::CLOCK_MONOTONIC), ALLOW);
+        assert_eq!(clock(libc::CLOCK_BOOTTIME), ALLOW);
+        let futex =
+            |operation: i32| answer(libc::SYS_futex, [0, operation.cast_unsigned(), 0, 0, 0, 0]);
+        assert_eq!(
+            futex(libc::FUTEX_WAIT_BITSET | libc::FUTEX_CLOCK_REALTIME),
+            TRACE
+        );
+        assert_eq!(futex(libc::FUTEX_LOCK_PI | libc::FUTEX_PRIVATE_FLAG), TRACE);
+        assert_eq!(futex(libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG), ALLOW);
+        assert_eq!(futex(libc::FUTEX_WAKE), ALLOW);
+        let absolute = libc::TIMER_ABSTIME.cast_unsigned();
+        assert_eq!(
+            answer(libc::SYS_timerfd_settime, [3, absolute, 0, 0, 0, 0]),
+            TRACE
+        );
+        assert_eq!(answer(libc::SYS_timerfd_settime, [3, 0, 0, 0, 0, 0]), ALLOW);
     }
 }

@@ -171,7 +171,9 @@ impl Sandbox for UserSandbox {
             Stdio::Capture(sink) => sink(text.as_bytes()),
             Stdio::Inherit => tracing::warn!("{}", text.trim_end()),
         };
-        let Some(claim) = self.pool.claim(until, cancel, &mut waiting)? else {
+        let backwards = command.variation.is_some();
+        let claim = self.pool.claim(backwards, until, cancel, &mut waiting)?;
+        let Some(claim) = claim else {
             return Ok(if cancel.is_cancelled() {
                 Exit::Cancelled
             } else {

@@ -258,18 +258,23 @@ impl Pool {
         &self.accounts
     }
 
-    /// Claims a user, the first that is free; waits while all are busy. `None` when cancelled or out of time. `waiting` is called once when
+    /// Claims a user, the first that is free, or with `backwards` the last; waits while all are busy. `None` when cancelled or out of time. `waiting` is called once when
     /// the wait gets long.
     pub(super) fn claim(
         &self,
+        backwards: bool,
         until: Option<Instant>,
         cancel: &Cancel,
         waiting: &mut dyn FnMut(&str),
     ) -> Result<Option<Claim<'_>>, Error> {
         let began = Instant::now();
         let mut told = false;
+        let mut order: Vec<&Account> = self.accounts.iter().collect();
+        if backwards {
+            order.reverse();
+        }
         loop {
-            for account in &self.accounts {
+            for &account in &order {
                 if let Some(lock) = self.try_lock(account)? {
                     self.look_at(account, &lock)?;
                     return Ok(Some(Claim {

@@ -10,3 +10,4 @@ mod runtimes;
 mod support;
 mod tree;
 mod users;
+mod variation;

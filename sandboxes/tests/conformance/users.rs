@@ -18,6 +18,7 @@ macro_rules! by_user {
 
 by_user!(
     who_runs,
+    another_user,
     where_it_runs,
     missing_programs,
     privileges,
@@ -93,6 +94,18 @@ mod tests {
             assert_eq!(lines[1], uid_of(lines[0]).to_string());
             assert_eq!(lines[2], "1", "no group but its own");
         }
+    }
+
+    /// The last user that is free instead of the first. Other tests may have that one for a while.
+    pub(super) fn another_user(tree: &Tree) {
+        let last = build_users().pop().unwrap();
+        let mut command = shell("id -un");
+        command.variation = Some(obuild_sandboxes::Variation {
+            clock_ahead: std::time::Duration::ZERO,
+            last_process: 1,
+        });
+        let is_last = |_| tree.output_of(&command, &tree.directory()).trim() == last;
+        assert!((0..20).any(is_last), "{last} was never taken");
     }
 
     pub(super) fn where_it_runs(tree: &Tree) {

@@ -53,10 +53,7 @@ fn existing(directory: &Path) -> Result<()> {
 
 /// Returns how many threads to read with.
 fn processors(jobs: Option<u32>) -> usize {
-    jobs.map_or_else(
-        || std::thread::available_parallelism().map_or(1, usize::from),
-        |jobs| jobs as usize,
-    )
+    jobs.map_or_else(super::processors, |jobs| jobs as usize)
 }
 
 /// Returns `NAME.VERSION` of an opam file's path.

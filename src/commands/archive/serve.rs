@@ -29,9 +29,7 @@ pub(crate) fn run(options: &ArchiveServe) -> Result<()> {
         .as_deref()
         .map(read_secret)
         .transpose()?;
-    let workers = options
-        .workers
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let workers = options.workers.unwrap_or_else(crate::commands::processors);
     let tls = certificates(options, &listeners)?;
     let access_log = options.access_log.as_ref().map(|path| AccessLog {
         file: (path != Path::new("-")).then(|| path.clone()),

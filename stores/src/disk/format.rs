@@ -63,7 +63,7 @@ pub(super) fn open(path: &Path, trees: &mut dyn Trees, wait: Duration) -> Result
                     .map_err(|errno| place.error("close to others", ".", errno))?;
             }
             place.make_directory("drafts", 0o700)?;
-            spread(&place)?;
+            spread(&place, "drafts")?;
             place.replace(
                 FILE,
                 &format!("{kind} {VERSION}\n{settings}{}", ids()),
@@ -76,6 +76,7 @@ pub(super) fn open(path: &Path, trees: &mut dyn Trees, wait: Duration) -> Result
     for name in PRIVATE {
         place.make_directory(name, 0o700)?;
     }
+    trees.furnish(&place)?;
     if place.make_directory("state", 0o755)? {
         write_in_place(&place)?;
     }
@@ -192,19 +193,19 @@ fn write_in_place(place: &Place) -> Result<(), Error> {
     Ok(())
 }
 
-/// Has ext4 put each directory in `drafts` into a block group of its own (`FS_TOPDIR_FL`, `chattr +T`).
+/// Has ext4 put each new directory in `name` into a block group of its own (`FS_TOPDIR_FL`, `chattr +T`).
 ///
 /// ext4 does not use the number of an inode again within a minute or five of its deletion, but looks at each such whenever
 /// it makes an inode in the group (linux fs/ext4/ialloc.c, `recently_deleted`). A step makes and deletes about ten, most of
 /// them the kernel for the mount. On a disk where much had been deleted near the store it took 3.6 to 12.5 ms of processor
 /// time, and 1.7 to 2.0 with this (200 steps, three runs each, 2-core VM, 6.18, 2026-11).
-fn spread(place: &Place) -> Result<(), Error> {
-    let drafts = place
-        .open_directory("drafts")
-        .map_err(|errno| place.error("open", "drafts", errno))?;
-    if let Ok(flags) = rustix::fs::ioctl_getflags(&drafts) {
+pub(super) fn spread(place: &Place, name: &str) -> Result<(), Error> {
+    let directory = place
+        .open_directory(name)
+        .map_err(|errno| place.error("open", name, errno))?;
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&directory) {
         // Other file systems do not know the flag, and do not need it.
-        let _ = rustix::fs::ioctl_setflags(&drafts, flags | IFlags::TOPDIR);
+        let _ = rustix::fs::ioctl_setflags(&directory, flags | IFlags::TOPDIR);
     }
     Ok(())
 }

