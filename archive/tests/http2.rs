@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! HTTP/2 as it is on the wire: what the server answers to clients that keep to the rules, and to those that do not.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests panic like the tests themselves"
+)]
+
 use obuild_archive::serve::{Listener, Options, Patience, Server};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -162,6 +167,9 @@ impl Client {
         self.send(WINDOW_UPDATE, 0, stream, &more.to_be_bytes());
     }
 }
+
+/// Does something wrong.
+type Act<'a> = &'a dyn Fn(&mut Client);
 
 /// A request's header: no table, no Huffman code.
 fn block(method: &str, path: &str) -> Vec<u8> {
@@ -326,40 +334,40 @@ fn a_stream_that_is_wrong_costs_only_itself() {
 #[test]
 fn a_connection_that_is_wrong_is_told_why_and_ended() {
     let served = Served::new();
-    let wrong: [(&str, u8, &dyn Fn(&mut Client)); 16] = [
+    let wrong: [(&str, u8, Act<'_>); 16] = [
         ("an even stream", 1, &|client| client.get(2, "/repo")),
         ("no stream", 1, &|client| client.get(0, "/repo")),
         ("a stream of none", 1, &|client| {
-            client.send(PING, 0, 1, &[0; 8])
+            client.send(PING, 0, 1, &[0; 8]);
         }),
         ("a short ping", 6, &|client| {
-            client.send(PING, 0, 0, &[0; 7])
+            client.send(PING, 0, 0, &[0; 7]);
         }),
         ("odd settings", 6, &|client| {
-            client.send(SETTINGS, 0, 0, &[0; 5])
+            client.send(SETTINGS, 0, 0, &[0; 5]);
         }),
         ("a huge window", 3, &|client| {
-            client.send(SETTINGS, 0, 0, &[0, 4, 0xff, 0, 0, 0])
+            client.send(SETTINGS, 0, 0, &[0, 4, 0xff, 0, 0, 0]);
         }),
         ("an overflow", 3, &|client| client.widen(0, 0x7fff_ffff)),
         ("no more", 1, &|client| client.widen(0, 0)),
         ("an idle stream", 1, &|client| client.widen(7, 1)),
         ("data for nothing", 1, &|client| {
-            client.send(DATA, 0, 1, &[1])
+            client.send(DATA, 0, 1, &[1]);
         }),
         ("too large a frame", 6, &|client| {
-            client.send(DATA, 0, 1, &[0; 16_385])
+            client.send(DATA, 0, 1, &vec![0; 16_385]);
         }),
         ("a promise", 1, &|client| client.send(5, 4, 1, &[0; 9])),
         ("no header before", 1, &|client| {
-            client.send(CONTINUATION, 4, 1, &[0x82])
+            client.send(CONTINUATION, 4, 1, &[0x82]);
         }),
         ("something in between", 1, &|client| {
             client.send(HEADERS, 0, 1, &[0x82]);
             client.send(PING, 0, 0, &[0; 8]);
         }),
         ("no header at all", 9, &|client| {
-            client.send(HEADERS, WHOLE, 1, &[0xff; 9])
+            client.send(HEADERS, WHOLE, 1, &[0xff; 9]);
         }),
         ("an endless header", 11, &|client| {
             client.send(HEADERS, 0, 1, &[0x82]);

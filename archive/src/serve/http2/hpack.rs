@@ -277,13 +277,12 @@ pub(super) fn write_status(into: &mut Vec<u8>, status: u16) {
 
 /// Writes a field, so that nobody has to remember it.
 pub(in crate::serve) fn write_field(into: &mut Vec<u8>, name: &str, value: &[u8]) {
-    match STATIC.iter().position(|(known, _)| *known == name) {
-        Some(index) => write_integer(into, 0, 4, index + 1),
-        None => {
-            into.push(0);
-            write_integer(into, 0, 7, name.len());
-            into.extend_from_slice(name.as_bytes());
-        }
+    if let Some(index) = STATIC.iter().position(|(known, _)| *known == name) {
+        write_integer(into, 0, 4, index + 1);
+    } else {
+        into.push(0);
+        write_integer(into, 0, 7, name.len());
+        into.extend_from_slice(name.as_bytes());
     }
     write_integer(into, 0, 7, value.len());
     into.extend_from_slice(value);

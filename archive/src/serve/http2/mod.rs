@@ -39,6 +39,10 @@ const MAX_CALLED_BACK: u32 = 200;
 const TURNS: usize = 4;
 
 /// A connection.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is about something else, and none follows from another"
+)]
 struct Connection {
     worker: Rc<Worker>,
     client: Rc<Client>,
