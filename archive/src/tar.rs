@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Headers of tar archives, as the index and layers have them: nobody's, without times, the same bytes for the same entry.
+//! Headers of tar archives, as the index and layers have them: nobody's, the same bytes for the same entry.
 //!
 //! Both are made by hand: there are twenty thousand in an index, and as many in each layer of archives, and a library takes ten times as long.
 
@@ -36,6 +36,8 @@ pub(crate) struct Entry<'a> {
     /// Three octal digits.
     pub(crate) mode: u32,
     pub(crate) size: u64,
+    /// Seconds since 1970.
+    pub(crate) modified: u64,
 }
 
 /// Makes a header.
@@ -53,7 +55,11 @@ pub(crate) fn header(dialect: Dialect, entry: &Entry<'_>) -> [u8; BLOCK] {
         put(124, &[0x80]);
         put(128, &entry.size.to_be_bytes());
     }
-    put(136, b"00000000000");
+    // Eleven octal digits go to the year 2242.
+    put(
+        136,
+        format!("{:011o}", entry.modified.min((1 << 33) - 1)).as_bytes(),
+    );
     // The sum is made as if its own field were blank.
     put(148, b"        ");
     put(156, &[entry.kind.as_byte()]);
@@ -93,6 +99,7 @@ pub(crate) fn append_long(tar: &mut Vec<u8>, dialect: Dialect, kind: EntryType, 
         target: b"",
         mode: 0o644,
         size: terminated.len() as u64,
+        modified: 0,
     };
     tar.extend_from_slice(&header(dialect, &entry));
     append_padded(tar, &terminated);
@@ -109,6 +116,7 @@ mod tests {
             name in "[a-z/]{1,100}",
             target in "[a-z/]{0,100}",
             size in prop_oneof![any::<u64>(), 0..1_u64 << 34],
+            modified in 0..1_u64 << 33,
         ) {
             let ours = header(Dialect::Gnu, &Entry {
                 kind: EntryType::Link,
@@ -117,6 +125,7 @@ mod tests {
                 target: target.as_bytes(),
                 mode: 0o755,
                 size,
+                modified,
             });
             let mut theirs = tar::Header::new_gnu();
             theirs.set_entry_type(EntryType::Link);
@@ -126,7 +135,7 @@ mod tests {
             theirs.set_mode(0o755);
             theirs.set_uid(0);
             theirs.set_gid(0);
-            theirs.set_mtime(0);
+            theirs.set_mtime(modified);
             theirs.set_size(size);
             theirs.set_cksum();
             prop_assert_eq!(&ours[..], &theirs.as_bytes()[..]);

@@ -428,6 +428,9 @@ pub(crate) struct ArchiveImageOptions {
     /// Also push what was pushed the last time
     #[arg(long, requires = "push")]
     pub(crate) force: bool,
+    /// Make layers anew that lost archives to `obuild archive gc`; without it, a registry that has them keeps them, and a new layer hides what is gone
+    #[arg(long)]
+    pub(crate) rebase: bool,
     /// The image below: a name in a registry, or `oci:PATH[:TAG]`
     #[arg(long, value_name = "IMAGE", default_value = "scratch")]
     pub(crate) base: String,

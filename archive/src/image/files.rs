@@ -2,7 +2,7 @@
 //! Layers of files that are not archives: the index, the pages of a site, a directory that never changes, a program.
 
 use super::ImageError;
-use super::stream::{Content, Piece, Pieces, directories, entry, link, padding};
+use super::stream::{Content, Piece, Pieces, directories, entry, link, padding, timed};
 use fs_err as fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -117,8 +117,17 @@ pub(super) fn tree(root: &Path, prefix: &str) -> Result<(Vec<File>, String), Ima
     Ok((files, stamp))
 }
 
-/// Makes a layer of files, which are ordered by their names.
-pub(super) fn pieces(files: Vec<File>) -> Pieces {
+/// Returns when the newest file was written, in seconds since 1970.
+pub(super) fn newest(files: &[File]) -> u64 {
+    let times = files.iter().filter_map(|file| match &file.kind {
+        Kind::File { path, .. } => u64::try_from(fs::metadata(path).ok()?.mtime()).ok(),
+        _ => None,
+    });
+    times.max().unwrap_or(0)
+}
+
+/// Makes a layer of files, which are ordered by their names and have this time.
+pub(super) fn pieces(files: Vec<File>, modified: u64) -> Pieces {
     let first = Piece {
         before: directories(
             files
@@ -128,7 +137,7 @@ pub(super) fn pieces(files: Vec<File>) -> Pieces {
         ),
         ..Piece::default()
     };
-    let rest = files.into_iter().map(|file| {
+    let rest = files.into_iter().map(move |file| {
         let mut before = Vec::new();
         match file.kind {
             Kind::File {
@@ -137,7 +146,7 @@ pub(super) fn pieces(files: Vec<File>) -> Pieces {
                 executable,
             } => {
                 let mode = if executable { 0o755 } else { 0o644 };
-                entry(&mut before, EntryType::Regular, &file.name, mode, size);
+                timed(&mut before, &file.name, mode, size, modified);
                 Piece {
                     before,
                     file: Some(Content {
@@ -150,7 +159,7 @@ pub(super) fn pieces(files: Vec<File>) -> Pieces {
             }
             Kind::Bytes(content) => {
                 let size = content.len() as u64;
-                entry(&mut before, EntryType::Regular, &file.name, 0o644, size);
+                timed(&mut before, &file.name, 0o644, size, modified);
                 before.extend_from_slice(&content);
                 before.resize(before.len() + padding(size), 0);
                 Piece {

@@ -25,6 +25,9 @@ pub(super) struct Ledger {
     format: u32,
     /// The packs, the oldest first.
     pub(super) packs: Vec<PackRecord>,
+    /// The layer with the index and the site.
+    #[serde(default)]
+    pub(super) top: Option<TopRecord>,
     /// Directories that never change, by their paths.
     pub(super) directories: BTreeMap<String, DirectoryRecord>,
     /// What is at each place that the image was pushed to.
@@ -42,8 +45,19 @@ pub(super) struct PackRecord {
     /// How many parts of the index.
     #[serde(default)]
     pub(super) parts: u64,
+    /// How many names of archives it hides.
+    #[serde(default)]
+    pub(super) gone: u64,
     /// Whether it is the one that the image began with, which is never merged with others.
     pub(super) base: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TopRecord {
+    /// The layer's digest.
+    pub(super) digest: String,
+    /// The time that its files have, so that the same files have it again.
+    pub(super) modified: Unix,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,12 +102,22 @@ impl Ledger {
         }
     }
 
+    /// Returns whether all these places have the layer of a pack, as far as is known.
+    pub(super) fn is_at(&self, places: &[String], pack: &PackRecord) -> bool {
+        let has = |place: &String| {
+            let pushed = self.pushed.get(place);
+            pushed.is_some_and(|pushed| pushed.layers.contains(&pack.digest))
+        };
+        !places.is_empty() && places.iter().all(has)
+    }
+
     /// Reads the list of a pack; `None` if it is lost or damaged, so that its archives have to be packed again.
     pub(super) fn pack(directory: &Path, record: &PackRecord) -> Option<Pack> {
         let digest = Digest::parse(&record.digest).ok()?;
         let text = fs::read_to_string(list(directory, digest)).ok()?;
         Pack::parse(&text).filter(|pack| {
-            (pack.members.len() as u64, pack.parts.len() as u64) == (record.archives, record.parts)
+            let lengths = [pack.members.len(), pack.parts.len(), pack.gone.len()];
+            lengths.map(|length| length as u64) == [record.archives, record.parts, record.gone]
         })
     }
 

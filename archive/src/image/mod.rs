@@ -20,10 +20,12 @@ mod tiers;
 
 pub use output::PushOptions;
 
+use crate::Checksum;
 use crate::cache::{Cache, CacheError};
 use crate::index::{self, Index};
+use crate::state::{State, Unix};
 use files::{File, Kind};
-use ledger::{DirectoryRecord, Ledger, PackRecord};
+use ledger::{DirectoryRecord, Ledger, PackRecord, TopRecord};
 use obuild_images::registry::{BlobData, BlobSource};
 use obuild_images::{BaseLayer, Digest, ImageConfig, StackedImage};
 use pack::{IndexPart, Member, Pack, Places};
@@ -112,6 +114,9 @@ pub struct ImageOptions {
     pub site: Option<PathBuf>,
     /// Whether the index is there in parts, for our own server to put together.
     pub parts: bool,
+    /// Where the image goes, by the names that it was [pushed](ArchiveImage::push) to. A layer that all of these places have stays as it is when archives in it
+    /// were removed, and a new one hides them; any other is made anew without them. Nothing if the image goes elsewhere, too.
+    pub places: Vec<String>,
 }
 
 /// What a layer holds.
@@ -123,8 +128,8 @@ pub enum Contents {
     Program,
     /// The directory that never changes.
     Legacy,
-    /// Archives, so many, and parts of the index.
-    Archives(u64, u64),
+    /// Archives, so many, parts of the index, and names of archives that are hidden.
+    Archives(u64, u64, u64),
     /// The index and the site.
     Site,
 }
@@ -160,8 +165,14 @@ pub struct PlannedLayer {
 #[derive(Clone, Debug)]
 enum Parts {
     Base(BaseLayer),
-    Pack { pack: Arc<Pack>, base: bool },
-    Files(Arc<Vec<File>>),
+    Pack {
+        pack: Arc<Pack>,
+        base: bool,
+        /// Some of it is not there any more, so that it cannot be made.
+        lost: bool,
+    },
+    /// Files, and the time that they have.
+    Files(Arc<Vec<File>>, u64),
 }
 
 impl Parts {
@@ -169,7 +180,7 @@ impl Parts {
         match self {
             Self::Base(_) => Box::new(std::iter::empty()),
             Self::Pack { pack, .. } => pack.pieces(places),
-            Self::Files(files) => files::pieces(files.to_vec()),
+            Self::Files(files, modified) => files::pieces(files.to_vec(), *modified),
         }
     }
 }
@@ -184,6 +195,8 @@ pub struct Plan {
     ledger: Ledger,
     config: ImageConfig,
     legacy: Option<(String, String)>,
+    /// When the repository's commit was made.
+    committed: Option<Unix>,
     /// The layers, the lowest first.
     pub layers: Vec<PlannedLayer>,
     /// How many archives are new, and their bytes.
@@ -236,7 +249,14 @@ pub fn plan(directory: &Path, options: &ImageOptions) -> Result<Plan, ImageError
         legacy = Some((name, stamp));
         layers.push(layer);
     }
-    let new = packs(directory, &places, &ledger, index.as_ref(), &mut layers)?;
+    let new = packs(
+        directory,
+        &places,
+        &ledger,
+        index.as_ref(),
+        options,
+        &mut layers,
+    )?;
     let mut top = Vec::new();
     if let Some(index) = &index {
         top.push(File {
@@ -266,13 +286,17 @@ pub fn plan(directory: &Path, options: &ImageOptions) -> Result<Plan, ImageError
         ledger,
         config: options.config.clone(),
         legacy,
+        // Without a time it is that of the files.
+        committed: State::read(directory)
+            .ok()
+            .and_then(|state| state.committed),
         layers,
         new,
     })
 }
 
 fn of_files(places: &Places, contents: Contents, files: Vec<File>) -> PlannedLayer {
-    let parts = Parts::Files(Arc::new(files));
+    let parts = Parts::Files(Arc::new(files), 0);
     PlannedLayer {
         contents,
         action: Action::Add,
@@ -284,10 +308,14 @@ fn of_files(places: &Places, contents: Contents, files: Vec<File>) -> PlannedLay
 
 /// A pack on its way from what is known to what will be.
 struct Draft {
-    pack: Pack,
+    /// What is in it that is still there.
+    live: Pack,
+    /// What else its layer holds, if that stays as it is: archives that are hidden by a layer above.
+    dead: Vec<Member>,
     base: bool,
     action: Action,
-    known: Option<PackRecord>,
+    /// The layer as it is, with all that it holds.
+    known: Option<(PackRecord, Pack)>,
 }
 
 /// Adds the packs to the layers. Returns how many archives are in none yet, and their bytes.
@@ -296,15 +324,17 @@ fn packs(
     places: &Places,
     ledger: &Ledger,
     index: Option<&Index>,
+    options: &ImageOptions,
     layers: &mut Vec<PlannedLayer>,
 ) -> Result<(u64, u64), ImageError> {
-    let mut there: HashMap<Vec<crate::Checksum>, u64> = places
+    let mut there: HashMap<Vec<Checksum>, u64> = places
         .cache
         .walk()?
         .files
         .into_iter()
         .map(|file| (file.names, file.size))
         .collect();
+    let live: HashSet<Checksum> = there.keys().flatten().cloned().collect();
     let mut wanted: HashSet<IndexPart> = index
         .map(Index::parts)
         .unwrap_or_default()
@@ -316,33 +346,51 @@ fn packs(
         .collect();
     let used = wanted.clone();
     let mut drafts = Vec::new();
-    for record in &ledger.packs {
+    // From the uppermost on: what a pack hides is not to be seen in the lower ones, be it there again or not.
+    let mut hidden: HashSet<Checksum> = HashSet::new();
+    let mut gone: Vec<Checksum> = Vec::new();
+    for record in ledger.packs.iter().rev() {
         let Some(pack) = Ledger::pack(directory, record) else {
             continue;
         };
-        let before = (pack.members.len(), pack.parts.len());
-        let members: Vec<Member> = pack
-            .members
-            .into_iter()
-            // An archive that has got another name is packed again with all of them.
-            .filter(|member| there.remove(&member.names) == Some(member.size))
-            .collect();
+        // An archive that has got another name is packed again with all of them.
+        let (members, dead): (Vec<Member>, Vec<Member>) =
+            pack.members.iter().cloned().partition(|member| {
+                !member.names.iter().any(|name| hidden.contains(name))
+                    && there.get(&member.names) == Some(&member.size)
+                    && there.remove(&member.names).is_some()
+            });
         let parts: Vec<IndexPart> = pack
             .parts
-            .into_iter()
-            .filter(|part| wanted.remove(part) || part.is_in(&places.parts))
+            .iter()
+            .filter(|part| wanted.remove(*part) || part.is_in(&places.parts))
+            .cloned()
             .collect();
-        let same = (members.len(), parts.len()) == before;
-        let pack = Pack { members, parts };
-        if !pack.is_empty() {
-            drafts.push(Draft {
-                pack,
-                base: record.base,
-                action: if same { Action::Keep } else { Action::Renew },
-                known: same.then(|| record.clone()),
-            });
+        let same = dead.is_empty() && parts.len() == pack.parts.len();
+        let stays = same || ledger.is_at(&options.places, record);
+        let live_pack = Pack {
+            members,
+            parts,
+            gone: pack.gone.clone(),
+        };
+        if live_pack.is_empty() {
+            continue;
         }
+        let names = dead.iter().flat_map(|member| &member.names);
+        let names = names.filter(|name| !live.contains(name) && !hidden.contains(name));
+        if stays {
+            gone.extend(names.cloned());
+        }
+        hidden.extend(pack.gone.iter().cloned());
+        drafts.push(Draft {
+            live: live_pack,
+            dead: if stays { dead } else { Vec::new() },
+            base: record.base,
+            action: if stays { Action::Keep } else { Action::Renew },
+            known: stays.then(|| (record.clone(), pack)),
+        });
     }
+    drafts.reverse();
     let members: Vec<Member> = there
         .into_iter()
         .map(|(names, size)| Member { names, size })
@@ -351,28 +399,40 @@ fn packs(
         members.len() as u64,
         members.iter().map(|member| member.size).sum(),
     );
-    let pack = Pack::new(members, wanted.into_iter().collect());
+    let pack = Pack::new(members, wanted.into_iter().collect(), gone);
     if !pack.is_empty() {
         drafts.push(Draft {
-            pack,
+            live: pack,
+            dead: Vec::new(),
             base: drafts.is_empty(),
             action: Action::Add,
             known: None,
         });
     }
-    merge(&mut drafts, &used);
+    merge(&mut drafts, &used, &live);
     for draft in drafts {
         let contents = Contents::Archives(
-            draft.pack.members.len() as u64,
-            draft.pack.parts.len() as u64,
+            draft.live.members.len() as u64,
+            draft.live.parts.len() as u64,
+            draft.live.gone.len() as u64,
         );
-        let known = draft.known.as_ref().and_then(|record| {
-            let digest = Digest::parse(&record.digest).ok()?;
-            Some((digest, record.size))
-        });
+        let lost = draft
+            .known
+            .as_ref()
+            .is_some_and(|(_, pack)| *pack != draft.live);
+        let (known, pack) = match draft.known {
+            Some((record, pack)) => (
+                Digest::parse(&record.digest)
+                    .ok()
+                    .map(|digest| (digest, record.size)),
+                pack,
+            ),
+            None => (None, draft.live),
+        };
         let parts = Parts::Pack {
-            pack: Arc::new(draft.pack),
+            pack: Arc::new(pack),
             base: draft.base,
+            lost,
         };
         layers.push(PlannedLayer {
             contents,
@@ -389,33 +449,48 @@ fn packs(
 }
 
 /// Merges packs until there are few enough. What they become takes the place of the lowest: what is below stays as it is for those that
-/// have pulled it. Parts of the index that are not in use stay behind.
-fn merge(drafts: &mut Vec<Draft>, used: &HashSet<IndexPart>) {
+/// have pulled it. If something is hidden, it takes that of the highest, so that nothing that is hidden, and nothing that hides, changes sides.
+/// Parts of the index that are not in use stay behind, and so do whiteouts of what is not below any more.
+fn merge(drafts: &mut Vec<Draft>, used: &HashSet<IndexPart>, live: &HashSet<Checksum>) {
     let places: Vec<usize> = (0..drafts.len())
         .filter(|place| !drafts[*place].base)
         .collect();
     let sizes: Vec<u64> = places
         .iter()
-        .map(|place| drafts[*place].pack.content_bytes())
+        .map(|place| drafts[*place].live.content_bytes())
         .collect();
     let chosen: Vec<usize> = tiers::choose(&sizes, PACKS)
         .into_iter()
         .map(|chosen| places[chosen])
         .collect();
-    let Some(lowest) = chosen.first() else { return };
-    let (mut members, mut parts) = (Vec::new(), Vec::new());
+    let (Some(lowest), Some(highest)) = (chosen.first(), chosen.last()) else {
+        return;
+    };
+    let hides = drafts.iter().any(|draft| !draft.live.gone.is_empty());
+    let place = if hides {
+        highest + 1 - chosen.len()
+    } else {
+        *lowest
+    };
+    let (mut members, mut parts, mut gone) = (Vec::new(), Vec::new(), Vec::new());
     for place in chosen.iter().rev() {
-        let mut pack = drafts.remove(*place).pack;
+        let mut pack = drafts.remove(*place).live;
         members.append(&mut pack.members);
         parts.extend(pack.parts.into_iter().filter(|part| used.contains(part)));
+        gone.append(&mut pack.gone);
     }
-    if members.is_empty() && parts.is_empty() {
+    let below = drafts[..place].iter().flat_map(|draft| &draft.dead);
+    let below: HashSet<&Checksum> = below.flat_map(|member| &member.names).collect();
+    gone.retain(|name| below.contains(name) && !live.contains(name));
+    let pack = Pack::new(members, parts, gone);
+    if pack.is_empty() {
         return;
     }
     drafts.insert(
-        *lowest,
+        place,
         Draft {
-            pack: Pack::new(members, parts),
+            live: pack,
+            dead: Vec::new(),
             base: false,
             action: Action::Merge(chosen.len()),
             known: None,
@@ -433,7 +508,10 @@ impl Plan {
         let mut layers = Vec::new();
         let mut records = Vec::new();
         let mut parts_kept = HashSet::new();
-        for planned in self.layers {
+        for mut planned in std::mem::take(&mut self.layers) {
+            if planned.contents == Contents::Site {
+                self.date(&mut planned, tick)?;
+            }
             let digest = if let Some(digest) = planned.digest {
                 digest
             } else {
@@ -444,7 +522,7 @@ impl Plan {
             let layer = match planned.parts {
                 Parts::Base(base) => base,
                 parts => {
-                    if let Parts::Pack { pack, base } = &parts {
+                    if let Parts::Pack { pack, base, .. } = &parts {
                         if planned.action != Action::Keep {
                             Ledger::write_pack(&self.directory, digest, pack)?;
                         }
@@ -453,6 +531,7 @@ impl Plan {
                             size: planned.size,
                             archives: pack.members.len() as u64,
                             parts: pack.parts.len() as u64,
+                            gone: pack.gone.len() as u64,
                             base: *base,
                         });
                         parts_kept.extend(pack.parts.iter().map(|part| part.name.clone()));
@@ -504,6 +583,47 @@ impl Plan {
         })
     }
 
+    /// Finds the time that the files of the uppermost layer have, and what the layer is with it.
+    ///
+    /// Web servers tell by a file's time whether it is another one, so it has to grow whenever something changed; and it must not
+    /// change for anything else, or the layer would be sent again. So it is the commit's, but later than that of what was there before; and
+    /// it is remembered.
+    fn date(
+        &mut self,
+        planned: &mut PlannedLayer,
+        tick: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<(), ImageError> {
+        let Parts::Files(files, modified) = &mut planned.parts else {
+            return Ok(());
+        };
+        let time = self.committed.unwrap_or_else(|| files::newest(files));
+        let mut measure = |modified| -> Result<Digest, ImageError> {
+            let (digest, _) = stream::measure(files::pieces(files.to_vec(), modified), tick)?;
+            Ok(Digest::from_bytes(digest))
+        };
+        let before = self.ledger.top.take();
+        let same = match &before {
+            Some(top) => {
+                let digest = measure(top.modified)?;
+                (digest.to_string() == top.digest).then_some((digest, top.modified))
+            }
+            None => None,
+        };
+        let (digest, time) = if let Some(same) = same {
+            same
+        } else {
+            let time = time.max(before.map_or(0, |top| top.modified + 1));
+            (measure(time)?, time)
+        };
+        *modified = time;
+        planned.digest = Some(digest);
+        self.ledger.top = Some(TopRecord {
+            digest: digest.to_string(),
+            modified: time,
+        });
+        Ok(())
+    }
+
     /// Returns how many bytes of layers have to be sent to a place that the image was pushed to before, as far as is known.
     pub fn to_send(&self, name: &str) -> u64 {
         let known: HashSet<&str> = match self.ledger.pushed.get(name) {
@@ -530,6 +650,11 @@ struct Made {
 
 impl BlobSource for Made {
     fn open(&self, _: Digest, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        if let Parts::Pack { lost: true, .. } = self.parts {
+            return Err(io::Error::other(
+                "it is not where it was pushed to, and holds archives that `obuild archive gc` removed; --rebase makes one without them",
+            ));
+        }
         Ok(Box::new(Reader::new(
             self.parts.pieces(&self.places),
             offset,

@@ -4,6 +4,9 @@
 //! A pack is a list of archives and parts; its layer is a function of the list and the files. In it an archive is a file under its
 //! shortest name, and hard links under the others: the cache's layout, below `srv/cache/`. A part of the index is a file
 //! below `srv/index/`. One that the index does not use any more stays in its pack until that is merged with others.
+//!
+//! A pack may also hide archives that lower packs hold and that were removed since: with a whiteout for each of their names (OCI image-spec v1.1
+//! layer.md, "Whiteouts").
 
 use super::ROOT;
 use super::stream::{Content, Piece, Pieces, directories, entry, link, padding};
@@ -15,6 +18,8 @@ use tar::EntryType;
 
 /// How a line of a list begins that is a part's.
 const PART: &str = "part ";
+/// How a line begins that is a name that is hidden.
+const GONE: &str = "gone ";
 
 /// Where the files of packs are.
 #[derive(Clone, Debug)]
@@ -79,6 +84,13 @@ impl Member {
     }
 }
 
+/// Returns the whiteout of a name.
+fn whiteout(checksum: &Checksum) -> String {
+    let path = path(checksum);
+    let (directory, name) = path.rsplit_once('/').unwrap_or(("", &path));
+    format!("{directory}/.wh.{name}")
+}
+
 fn path(checksum: &Checksum) -> String {
     let path = checksum.path();
     format!("{ROOT}cache/{}", path.to_str().expect("names are ASCII"))
@@ -137,23 +149,34 @@ impl IndexPart {
     }
 }
 
-/// What is in one layer: archives, ordered by their strongest names, and parts of the index.
+/// What is in one layer: archives, ordered by their strongest names, parts of the index, and names that it hides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pack {
     pub(super) members: Vec<Member>,
     pub(super) parts: Vec<IndexPart>,
+    pub(super) gone: Vec<Checksum>,
 }
 
 impl Pack {
-    pub(super) fn new(mut members: Vec<Member>, mut parts: Vec<IndexPart>) -> Self {
+    pub(super) fn new(
+        mut members: Vec<Member>,
+        mut parts: Vec<IndexPart>,
+        mut gone: Vec<Checksum>,
+    ) -> Self {
         members.sort();
         parts.sort();
         parts.dedup();
-        Self { members, parts }
+        gone.sort();
+        gone.dedup();
+        Self {
+            members,
+            parts,
+            gone,
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.members.is_empty() && self.parts.is_empty()
+        self.members.is_empty() && self.parts.is_empty() && self.gone.is_empty()
     }
 
     /// Writes the list.
@@ -161,6 +184,7 @@ impl Pack {
         let members = self.members.iter().map(Member::line);
         members
             .chain(self.parts.iter().map(IndexPart::line))
+            .chain(self.gone.iter().map(|name| format!("{GONE}{name}\n")))
             .collect()
     }
 
@@ -168,9 +192,12 @@ impl Pack {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut pack = Self::default();
         for line in text.lines() {
-            match line.strip_prefix(PART) {
-                Some(part) => pack.parts.push(IndexPart::parse(part)?),
-                None => pack.members.push(Member::parse(line)?),
+            if let Some(part) = line.strip_prefix(PART) {
+                pack.parts.push(IndexPart::parse(part)?);
+            } else if let Some(name) = line.strip_prefix(GONE) {
+                pack.gone.push(name.parse().ok()?);
+            } else {
+                pack.members.push(Member::parse(line)?);
             }
         }
         Some(pack)
@@ -190,17 +217,28 @@ impl Pack {
             .flat_map(|member| &member.names)
             .map(path)
             .chain(self.parts.iter().map(IndexPart::path))
+            .chain(self.gone.iter().map(whiteout))
             .collect();
         let first = Piece {
             before: directories(files.iter().map(String::as_str)),
             ..Piece::default()
         };
+        let mut last = Piece::default();
+        for name in &self.gone {
+            entry(
+                &mut last.before,
+                EntryType::Regular,
+                &whiteout(name),
+                0o644,
+                0,
+            );
+        }
         let (pack, places) = (Arc::clone(self), places.clone());
         let count = pack.members.len();
         let rest = (0..count + pack.parts.len()).map(move |at| match at.checked_sub(count) {
             None => pack.members[at].piece(&places.cache),
             Some(at) => pack.parts[at].piece(&places),
         });
-        Box::new(std::iter::once(first).chain(rest))
+        Box::new(std::iter::once(first).chain(rest).chain([last]))
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Layers as streams: tar archives that are made while somebody reads them, from any place on.
 //!
-//! Layers are not compressed, since archives cannot be, and not kept, since they are a function of the files that they hold: owner, time and
-//! mode are always the same.
+//! Layers are not compressed, since archives cannot be, and not kept, since they are a function of the files that they hold: owner and mode are
+//! always the same, and so is the time but for that of the index and the site, which is remembered.
 
 use super::ImageError;
 use crate::tar::{self, BLOCK, Dialect, END, append_long};
@@ -41,9 +41,14 @@ pub(super) fn padding(size: u64) -> usize {
     usize::try_from(size.next_multiple_of(BLOCK as u64) - size).expect("less than a block")
 }
 
-/// Writes the header of a file or a directory.
+/// Writes the header of a file or a directory whose time does not matter.
 pub(super) fn entry(into: &mut Vec<u8>, kind: EntryType, name: &str, mode: u32, size: u64) {
-    header(into, kind, name, "", mode, size);
+    header(into, kind, name, "", mode, size, 0);
+}
+
+/// Writes the header of a file of a time, in seconds since 1970.
+pub(super) fn timed(into: &mut Vec<u8>, name: &str, mode: u32, size: u64, modified: u64) {
+    header(into, EntryType::Regular, name, "", mode, size, modified);
 }
 
 /// Writes a hard or a symbolic link.
@@ -53,11 +58,19 @@ pub(super) fn link(into: &mut Vec<u8>, kind: EntryType, name: &str, target: &str
     } else {
         0o644
     };
-    header(into, kind, name, target, mode, 0);
+    header(into, kind, name, target, mode, 0, 0);
 }
 
-/// Writes a header, with GNU's long names before it where a name is too long. Owner and time are always the same.
-fn header(into: &mut Vec<u8>, kind: EntryType, name: &str, target: &str, mode: u32, size: u64) {
+/// Writes a header, with GNU's long names before it where a name is too long. The owner is always the same.
+fn header(
+    into: &mut Vec<u8>,
+    kind: EntryType,
+    name: &str,
+    target: &str,
+    mode: u32,
+    size: u64,
+    modified: u64,
+) {
     let mut short = [target.as_bytes(), name.as_bytes()];
     for (text, long) in short
         .iter_mut()
@@ -76,6 +89,7 @@ fn header(into: &mut Vec<u8>, kind: EntryType, name: &str, target: &str, mode: u
         target,
         mode,
         size,
+        modified,
     };
     into.extend_from_slice(&tar::header(Dialect::Gnu, &entry));
 }

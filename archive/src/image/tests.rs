@@ -44,6 +44,30 @@ impl World {
         data
     }
 
+    /// Puts this archive in again.
+    fn put(&self, data: &[u8]) {
+        let cache = Cache::open(self.path()).expect("a cache");
+        let mut incoming = cache.receive(false).expect("room");
+        incoming.write(data).expect("written");
+        cache
+            .add(vec![incoming.finish().expect("complete")])
+            .remove(0)
+            .expect("added");
+    }
+
+    /// Removes an archive under all of its names, as a collection does.
+    fn remove(&self, data: &[u8]) {
+        let cache = Cache::open(self.path()).expect("a cache");
+        let sha512 = hex::encode(sha2::Sha512::digest(data));
+        for entry in cache.walk().expect("a cache").files {
+            if entry.names.iter().any(|name| name.digest() == sha512) {
+                for name in &entry.names {
+                    fs_err::remove_file(cache.path(name)).expect("removed");
+                }
+            }
+        }
+    }
+
     fn plan(&self) -> Plan {
         plan(self.path(), &ImageOptions::default()).expect("a plan")
     }
@@ -150,7 +174,7 @@ fn layers_stay_few_and_lose_nothing() {
         .layers
         .iter()
         .map(|layer| match layer.contents {
-            Contents::Archives(number, _) => number,
+            Contents::Archives(number, ..) => number,
             _ => 0,
         })
         .sum();
@@ -180,6 +204,174 @@ fn archives_that_were_removed_leave_their_layer() {
         bytes(&image.image.layers[0]).len() as u64,
         image.image.layers[0].size
     );
+}
+
+/// Applies a layer to a tree, as those who pull it do (OCI image-spec v1.1 layer.md).
+fn apply(layer: &[u8], root: &Path) {
+    let names = || {
+        let mut archive = tar::Archive::new(layer);
+        let entries = archive.entries().expect("an archive");
+        let name = |entry: io::Result<tar::Entry<'_, &[u8]>>| {
+            let entry = entry.expect("an entry");
+            entry.path().expect("a path").display().to_string()
+        };
+        entries.map(name).collect::<Vec<_>>()
+    };
+    let hides = |name: &str| {
+        Some(root.join(name.replacen(".wh.", "", 1))).filter(|_| name.contains("/.wh."))
+    };
+    for hidden in names().iter().filter_map(|name| hides(name)) {
+        // What is not there is hidden, too.
+        let _ = fs_err::remove_file(hidden);
+    }
+    for name in names().iter().filter(|name| !name.ends_with('/')) {
+        // What is there already is replaced.
+        let _ = fs_err::remove_file(root.join(name));
+    }
+    tar::Archive::new(layer)
+        .unpack(root)
+        .expect("a tar archive");
+    for name in names().iter().filter(|name| name.contains("/.wh.")) {
+        fs_err::remove_file(root.join(name)).expect("no archive has such a name");
+    }
+}
+
+fn tree(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs_err::read_dir(&directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                let name = path.strip_prefix(root).expect("below").to_owned();
+                files.insert(name, fs_err::read(&path).expect("a file"));
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn what_gc_removes_is_hidden_and_the_first_layer_is_never_sent_again() {
+    const PLACE: &str = "registry.test/archive:live";
+    let mut world = World::new();
+    let mut kept = Vec::new();
+    let mut lost = Vec::new();
+    for _ in 0..12 {
+        kept.push(world.add(900));
+    }
+    let options = ImageOptions {
+        places: vec![PLACE.to_owned()],
+        ..ImageOptions::default()
+    };
+    // What the registry has, by digest.
+    let mut registry: HashMap<Digest, Vec<u8>> = HashMap::new();
+    let mut base = None;
+    let mut most_hidden = 0;
+    for turn in 0_usize..48 {
+        let mut plan = plan(world.path(), &options).expect("a plan");
+        for layer in &plan.layers {
+            if let Contents::Archives(_, _, hidden) = layer.contents {
+                most_hidden = most_hidden.max(hidden);
+            }
+        }
+        plan.ledger.pushed.clear();
+        let mut image = plan.make(&mut |_| false).expect("an image");
+        let layers = &image.image.layers;
+        assert!(layers.len() <= PACKS + 1, "{}", layers.len());
+        let first = *base.get_or_insert(layers[0].digest);
+        assert_eq!(layers[0].digest, first, "turn {turn}");
+        for layer in layers {
+            registry.entry(layer.digest).or_insert_with(|| bytes(layer));
+        }
+        if turn % 4 == 3 {
+            let pulled = tempfile::tempdir().expect("a directory");
+            for layer in layers {
+                apply(&registry[&layer.digest], pulled.path());
+            }
+            let pulled = tree(&pulled.path().join("srv/cache"));
+            let own = tree(&world.path().join("cache"));
+            assert!(pulled == own, "turn {turn}: {} {}", pulled.len(), own.len());
+        }
+        let pushed = ledger::Pushed {
+            manifest: image.digest().to_string(),
+            layers: layers
+                .iter()
+                .map(|layer| layer.digest.to_string())
+                .collect(),
+            at: 0,
+        };
+        image.ledger.pushed.insert(PLACE.to_owned(), pushed);
+        image.ledger.write(world.path()).expect("written");
+        // Of the first ones and of later ones, some go; some come again.
+        if turn % 3 == 0 {
+            let content = kept.remove(turn * 7 % kept.len());
+            world.remove(&content);
+            lost.push(content);
+        }
+        if turn % 10 == 9 {
+            let content = lost.remove(turn % lost.len());
+            world.put(&content);
+            kept.push(content);
+        }
+        kept.push(world.add(100 + turn * 37 % 700));
+    }
+    assert!(most_hidden > 0);
+    // Whoever has none of it gets layers that can be made.
+    let image =
+        plan(world.path(), &ImageOptions::default()).and_then(|plan| plan.make(&mut |_| false));
+    let pulled = tempfile::tempdir().expect("a directory");
+    for layer in &image.expect("an image").image.layers {
+        apply(&bytes(layer), pulled.path());
+    }
+    assert!(tree(&pulled.path().join("srv/cache")) == tree(&world.path().join("cache")));
+}
+
+#[test]
+fn the_index_has_a_time_that_grows_when_it_changes_and_only_then() {
+    let mut world = World::new();
+    world.add(10);
+    let publish = |text: &str| {
+        fs_err::write(world.path().join("index.tar.gz"), text).expect("written");
+    };
+    let commit = |time| {
+        let mut state = State::read(world.path()).expect("a state");
+        state.committed = Some(time);
+        state.write(world.path(), None).expect("written");
+    };
+    let make = || {
+        let image = world.make();
+        let top = bytes(image.image.layers.last().expect("layers"));
+        let mut archive = tar::Archive::new(&top[..]);
+        let mut entries = archive
+            .entries()
+            .expect("an archive")
+            .map(|entry| entry.expect("an entry"));
+        let index = entries.find(|entry| entry.path().expect("a path").ends_with("index.tar.gz"));
+        index
+            .expect("it is there")
+            .header()
+            .mtime()
+            .expect("a time")
+    };
+    publish("one");
+    commit(5_000);
+    assert_eq!(make(), 5_000);
+    assert_eq!(make(), 5_000);
+    // Another commit that changed nothing, and a change that no commit made.
+    commit(6_000);
+    assert_eq!(make(), 5_000);
+    publish("two");
+    assert_eq!(make(), 6_000);
+    publish("six");
+    assert_eq!(make(), 6_001);
+    // Times of commits go back now and then.
+    commit(4_000);
+    publish("ten");
+    assert_eq!(make(), 6_002);
+    assert_eq!(make(), 6_002);
 }
 
 #[test]
@@ -239,8 +431,11 @@ fn the_index_the_site_the_program_and_what_never_changes_have_their_places() {
         let mut archive = tar::Archive::new(&bytes[..]);
         for entry in archive.entries().expect("an archive") {
             let entry = entry.expect("an entry");
-            assert_eq!(entry.header().mtime().expect("a time"), 0);
-            names.push(entry.path().expect("a path").display().to_string());
+            let name = entry.path().expect("a path").display().to_string();
+            let is_top = ["srv/index.tar.gz", "srv/repo", "srv/www/1.1/index.html"];
+            let is_dated = entry.header().mtime().expect("a time") > 1_700_000_000;
+            assert_eq!(is_dated, is_top.contains(&name.as_str()), "{name}");
+            names.push(name);
         }
     }
     for name in [

@@ -39,6 +39,7 @@ fn header(prefix: &[u8], name: &[u8], size: usize, executable: bool) -> [u8; BLO
         target: b"",
         mode: if executable { 0o755 } else { 0o644 },
         size: size as u64,
+        modified: 0,
     };
     tar::header(Dialect::Ustar, &entry)
 }

@@ -188,6 +188,16 @@ impl Repository {
         })
     }
 
+    /// Returns when a commit was made, in seconds since 1970; a plain directory does not say.
+    pub fn committed(&mut self, commit: &Commit) -> Result<Option<u64>, Error> {
+        let git = match &self.source {
+            Source::Remote(remote) => remote.git_directory(),
+            Source::Git(directory) => directory.clone(),
+            Source::Directory(_) => return Ok(None),
+        };
+        open_objects(&mut self.objects, &git, &self.options).committed(commit)
+    }
+
     /// Returns the state that the branch is in now, and makes sure that it can be read.
     ///
     /// For a URL this is one look at its refs, and a fetch only if the branch has moved. A plain directory is walked; files whose size,

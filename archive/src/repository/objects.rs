@@ -117,20 +117,40 @@ impl Objects {
         }
     }
 
-    /// Returns the root tree of a commit, and nothing if there is no such commit.
-    pub(super) fn root(&mut self, commit: &Commit) -> Result<Option<Vec<u8>>, Error> {
+    /// Returns the object that a commit names, which should be one.
+    fn object(&mut self, commit: &Commit) -> Result<Option<(Kind, Vec<u8>)>, Error> {
         let id = hex::decode(commit.as_str()).expect("a commit is digits");
         self.ask([id.as_slice()].into_iter())?;
         let Some(header) = self.header()? else {
             return Ok(None);
         };
-        // git-commit-tree(1) writes the tree first.
         let text = self.content(&header)?;
-        let id = (text
-            .strip_prefix(b"tree ")
-            .filter(|_| header.kind == Kind::Commit))
-        .and_then(|rest| rest.get(..commit.as_str().len()))
-        .and_then(|digits| hex::decode(digits).ok());
+        Ok(Some((header.kind, text)))
+    }
+
+    /// Returns when a commit was made, in seconds since 1970; nothing if it is not there or does not say.
+    pub(super) fn committed(&mut self, commit: &Commit) -> Result<Option<u64>, Error> {
+        let Some((_, text)) = self.object(commit)? else {
+            return Ok(None);
+        };
+        // `committer NAME <ADDRESS> SECONDS ZONE` (git-commit-tree(1)); the message comes after an empty line.
+        let mut lines = text
+            .split(|byte| *byte == b'\n')
+            .take_while(|line| !line.is_empty());
+        let line = lines.find(|line| line.starts_with(b"committer "));
+        let seconds = line.and_then(|line| line.rsplit(|byte| *byte == b' ').nth(1));
+        Ok(seconds.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()))
+    }
+
+    /// Returns the root tree of a commit, and nothing if there is no such commit.
+    pub(super) fn root(&mut self, commit: &Commit) -> Result<Option<Vec<u8>>, Error> {
+        let Some((kind, text)) = self.object(commit)? else {
+            return Ok(None);
+        };
+        // git-commit-tree(1) writes the tree first.
+        let id = (text.strip_prefix(b"tree ").filter(|_| kind == Kind::Commit))
+            .and_then(|rest| rest.get(..commit.as_str().len()))
+            .and_then(|digits| hex::decode(digits).ok());
         id.map(Some)
             .ok_or_else(|| broken(format!("the commit {commit} names no tree")))
     }

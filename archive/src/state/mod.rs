@@ -48,6 +48,9 @@ pub struct State {
     pub revision: Option<String>,
     /// The last commit of which everything was looked at.
     pub commit: Option<String>,
+    /// When that commit was made, if the repository says so.
+    #[serde(default)]
+    pub committed: Option<Unix>,
     /// How the index was to be made, to see when that changes.
     #[serde(default)]
     pub index: String,

@@ -205,6 +205,7 @@ pub async fn sync(
             }
             None => None,
         };
+        state.committed = repository.committed(&head)?;
         state.write(&directory, Some(&table))?;
         State::touch(&directory)?;
         Ok(made)

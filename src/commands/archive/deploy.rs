@@ -38,7 +38,7 @@ pub(crate) fn run(global: &Global, options: &ArchiveDeploy) -> Result<()> {
     }
     let sync = sync::perform(&options.sync)?;
     let begun = Instant::now();
-    let work = Work::plan(global, &options.sync.to, &options.image)?;
+    let work = Work::plan(global, &options.sync.to, &options.image, false)?;
     let image = summary(&work.planned, work.will.0);
     let planning = begun.elapsed();
     let made = work.make(options.sync.output.progress, None)?;

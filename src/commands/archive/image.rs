@@ -65,7 +65,12 @@ pub(crate) fn run(global: &Global, options: &ArchiveImage) -> Result<()> {
             )
             .into());
     }
-    let work = Work::plan(global, &options.directory, &options.image)?;
+    let work = Work::plan(
+        global,
+        &options.directory,
+        &options.image,
+        options.to.is_some(),
+    )?;
     if options.dry_run {
         return match options.output.format {
             Format::Json => print_json(&to_json(&work.planned, work.will, &[], None)),
@@ -110,10 +115,12 @@ pub(super) struct Work {
 }
 
 impl Work {
+    /// Plans the image. `layout` says that it is also written where nothing of it may be yet.
     pub(super) fn plan(
         global: &Global,
         directory: &Path,
         options: &ArchiveImageOptions,
+        layout: bool,
     ) -> Result<Self> {
         let names: Vec<ImageName> = options
             .push
@@ -126,7 +133,10 @@ impl Work {
         let config = Config::read(global)?;
         let client = config.registry_client_in(&directory.join(".obuild/image/registry"));
         let lock = Lock::take(directory, || true)?;
-        let settings = settings(options, &client)?;
+        let mut settings = settings(options, &client)?;
+        if !layout && !options.rebase {
+            settings.places = names.iter().map(ToString::to_string).collect();
+        }
         let plan = plan(directory, &settings)?;
         Ok(Self {
             lock,
@@ -229,6 +239,7 @@ fn settings(
         legacy: options.legacy.clone(),
         site: options.site.clone(),
         parts,
+        places: Vec::new(),
     })
 }
 
@@ -243,10 +254,17 @@ fn what(layer: &PlannedLayer) -> String {
         Contents::Base => "base image".to_owned(),
         Contents::Program => "program".to_owned(),
         Contents::Legacy => "legacy".to_owned(),
-        Contents::Archives(number, 0) => format!("{number} archives"),
-        Contents::Archives(0, parts) => format!("{parts} parts of the index"),
-        Contents::Archives(number, parts) => {
-            format!("{number} archives and {parts} parts of the index")
+        Contents::Archives(archives, parts, gone) => {
+            let what = [
+                (archives, "archives"),
+                (parts, "parts of the index"),
+                (gone, "names of removed archives"),
+            ];
+            let what = what.iter().filter(|(number, _)| *number > 0);
+            let what: Vec<String> = what
+                .map(|(number, name)| format!("{number} {name}"))
+                .collect();
+            what.join(", ")
         }
         Contents::Site => "index and site".to_owned(),
     }
