@@ -39,7 +39,7 @@ struct Load {
     throughput: bool,
 }
 
-const LOADS: [Load; 8] = [
+const LOADS: [Load; 10] = [
     Load {
         name: "3 KB, 64 connections",
         file: "small",
@@ -84,6 +84,22 @@ const LOADS: [Load; 8] = [
         name: "HTTP/2: 3 KB, 1,000 connections",
         file: "small",
         bytes: 3 << 10,
+        connections: 1000,
+        streams: Some(1),
+        throughput: false,
+    },
+    Load {
+        name: "HTTP/2: 3 KB, 1,000 connections, 10 streams",
+        file: "small",
+        bytes: 3 << 10,
+        connections: 1000,
+        streams: Some(10),
+        throughput: false,
+    },
+    Load {
+        name: "HTTP/2: 100 KB, 1,000 connections",
+        file: "medium",
+        bytes: 100 << 10,
         connections: 1000,
         streams: Some(1),
         throughput: false,
