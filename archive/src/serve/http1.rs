@@ -466,7 +466,7 @@ async fn send_chunks(
     range: Range<u64>,
 ) -> io::Result<()> {
     let mut offset = range.start;
-    let mut chunk = vec![0; worker.chunk_bytes(range.end - range.start, 1)];
+    let mut chunk = vec![0; worker.chunk_bytes(range.end - range.start)];
     while offset < range.end {
         let length = usize::try_from(range.end - offset)
             .unwrap_or(usize::MAX)

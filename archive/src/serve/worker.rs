@@ -80,10 +80,9 @@ impl Worker {
         let _ = stop.wait_for(|stop| *stop).await;
     }
 
-    /// Returns the size of the pieces in which `length` bytes are read for one connection, which holds so many `at_once`: the more connections,
-    /// the smaller.
-    pub(super) fn chunk_bytes(&self, length: u64, at_once: usize) -> usize {
-        let share = CHUNKS_BYTES / at_once / self.shared.table.open().max(1);
+    /// Returns the size of the pieces in which `length` bytes are read for one connection: the more connections, the smaller.
+    pub(super) fn chunk_bytes(&self, length: u64) -> usize {
+        let share = CHUNKS_BYTES / self.shared.table.open().max(1);
         let share = share.clamp(4 << 10, 64 << 10);
         usize::try_from(length)
             .unwrap_or(usize::MAX)
@@ -208,7 +207,7 @@ fn start(worker: &Rc<Worker>, accepted: Accepted) {
 /// Serves one connection to its end. That it broke is the client's affair.
 async fn serve(worker: Rc<Worker>, client: Rc<Client>, stream: TcpStream, tls: bool) {
     let mut stream = match (tls, &worker.shared.tls) {
-        (true, Some(tls)) => match tls.accept(stream, worker.chunk_bytes(u64::MAX, 1)).await {
+        (true, Some(tls)) => match tls.accept(stream, worker.chunk_bytes(u64::MAX)).await {
             Ok(stream) => {
                 let protocol = stream.get_ref().1.alpn_protocol();
                 if protocol == Some(acme::PROTOCOL) {

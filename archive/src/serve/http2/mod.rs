@@ -203,7 +203,7 @@ impl Connection {
         for _ in 0..TURNS {
             if self.sent == 0 {
                 // A small body goes out with its header.
-                let room = self.worker.chunk_bytes(u64::MAX, 2);
+                let room = self.worker.chunk_bytes(u64::MAX);
                 stream.limit(room);
                 self.streams.fill(&mut self.output, room);
             }
