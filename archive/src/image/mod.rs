@@ -410,6 +410,16 @@ fn packs(
         });
     }
     merge(&mut drafts, &used, &live);
+    // A pack that hides only what is not below any more.
+    let mut below: HashSet<Checksum> = HashSet::new();
+    drafts.retain(|draft| {
+        let pack = &draft.live;
+        let is_full = !pack.members.is_empty() || !pack.parts.is_empty();
+        let stays = is_full || pack.gone.iter().any(|name| below.contains(name));
+        let dead = draft.dead.iter().filter(|_| stays);
+        below.extend(dead.flat_map(|member| member.names.iter().cloned()));
+        stays
+    });
     for draft in drafts {
         let contents = Contents::Archives(
             draft.live.members.len() as u64,
