@@ -64,7 +64,10 @@ fn to_json(collected: &Collected, dry_run: bool) -> Value {
 // Writing to a string cannot fail.
 fn to_text(collected: &Collected, options: &ArchiveGc) -> String {
     let mut out = String::new();
-    let since = |garbage: &Garbage| age(Duration::from_secs(now().saturating_sub(garbage.since)));
+    let since = |garbage: &Garbage| match now().saturating_sub(garbage.since) {
+        0..60 => "less than a minute".to_owned(),
+        seconds => age(Duration::from_secs(seconds)),
+    };
     for garbage in &collected.removed {
         let (name, bytes) = (&garbage.name, size(garbage.size));
         let _ = writeln!(out, "{bytes:>8}  {name}, not named for {}", since(garbage));
