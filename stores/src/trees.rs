@@ -27,7 +27,7 @@ pub(crate) trait Trees: Send + Sync + 'static {
     /// Checks that a store can be made at the place, whose directory is there, and names the remedy if not.
     fn probe(&self, place: &Place) -> Result<(), Error>;
 
-    /// Makes what the store needs beside what all kinds have. Called whenever it is opened.
+    /// Makes what the store uses beside what all kinds have, and can do without. Called whenever it is opened.
     fn furnish(&self, _place: &Place) -> Result<(), Error> {
         Ok(())
     }

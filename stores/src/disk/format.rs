@@ -76,7 +76,10 @@ pub(super) fn open(path: &Path, trees: &mut dyn Trees, wait: Duration) -> Result
     for name in PRIVATE {
         place.make_directory(name, 0o700)?;
     }
-    trees.furnish(&place)?;
+    if let Err(error) = trees.furnish(&place) {
+        // On a full disk a store has to open all the same: who else would make room?
+        tracing::debug!(%error, "the store is not furnished");
+    }
     if place.make_directory("state", 0o755)? {
         write_in_place(&place)?;
     }

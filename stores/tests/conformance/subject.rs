@@ -317,6 +317,10 @@ pub(crate) fn leftovers(path: &Path) -> Vec<PathBuf> {
         "state",
         "trees",
         "cache-trees",
+        // Below all layers of a step: `OverlayMount::points`.
+        "points",
+        "points/etc",
+        "points/etc/hosts",
         "docker",
     ];
     let mut found = Vec::new();
