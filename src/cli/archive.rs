@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The options of the commands that keep the source archive.
 
+use super::deferred::Deferred;
 use super::{Format, ProgressKind};
 use crate::values::{parse_duration, parse_size};
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
@@ -20,25 +21,25 @@ pub(crate) struct Archive {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ArchiveCommand {
     /// Report what is wrong in opam files: their syntax, and sources that cannot be kept or verified
-    Check(ArchiveCheck),
+    Check(Deferred<ArchiveCheck>),
     /// Fetch what a repository's packages declare, as far as it changed
-    Sync(ArchiveSync),
+    Sync(Deferred<ArchiveSync>),
     /// Make the index that opam clients read, or bring it up to date
-    Index(ArchiveIndex),
+    Index(Deferred<ArchiveIndex>),
     /// Tell what is there, what is missing and why
-    Status(ArchiveStatus),
+    Status(Deferred<ArchiveStatus>),
     /// Read every archive again and compare it with its checksums
-    Verify(ArchiveVerify),
+    Verify(Deferred<ArchiveVerify>),
     /// Remove archives that no package has named for a while
-    Gc(ArchiveGc),
+    Gc(Deferred<ArchiveGc>),
     /// Take over archives that are on this machine already; nothing is downloaded
-    Import(ArchiveImport),
+    Import(Deferred<ArchiveImport>),
     /// Serve an archive over HTTP
-    Serve(ArchiveServe),
+    Serve(Deferred<ArchiveServe>),
     /// Make an image of the archive, of which only what is new is pushed
-    Image(ArchiveImage),
+    Image(Deferred<ArchiveImage>),
     /// From merge to live: sync, make the image, push it, run a command
-    Deploy(ArchiveDeploy),
+    Deploy(Deferred<ArchiveDeploy>),
 }
 
 /// How a command shows how far it is, and reports.

@@ -28,6 +28,7 @@ use crate::replace::{replace, replace_several};
 use crate::repository::{Commit, Repository, Skipped};
 use deflate::compress;
 use state::{State, Table};
+use std::io::Read as _;
 use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
@@ -210,5 +211,19 @@ fn publish(path: &Path, content: &[u8]) -> Result<(), Error> {
 fn is_there(path: &Path, content: &[u8]) -> bool {
     let length = fs_err::metadata(path).map(|metadata| metadata.len());
     let same_length = length.is_ok_and(|length| length == content.len() as u64);
-    same_length && fs_err::read(path).is_ok_and(|there| there == content)
+    same_length && holds(path, content).unwrap_or(false)
+}
+
+/// Compares a file piece by piece, which takes no memory of its size.
+fn holds(path: &Path, content: &[u8]) -> std::io::Result<bool> {
+    let mut file = fs_err::File::open(path)?;
+    let mut piece = vec![0; 64 << 10];
+    for wanted in content.chunks(piece.len()) {
+        let there = &mut piece[..wanted.len()];
+        file.read_exact(there)?;
+        if there != wanted {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
