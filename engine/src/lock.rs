@@ -68,10 +68,7 @@ impl StepLock {
                 Err(error) => return Err(io("lock", &path)(error.into())),
             }
             // The holder before us removes the file as it lets go; a lock on a removed file guards nothing.
-            let ours = fstat(&file).map_err(|error| io("look at", &path)(error.into()))?;
-            if stat(&path)
-                .is_ok_and(|there| (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino))
-            {
+            if has_name(&file, &path) {
                 return Ok(Some(Self { path, _file: file }));
             }
         }
@@ -99,24 +96,49 @@ impl Drop for StepLock {
     }
 }
 
+/// How long a build may take from making a lock file to locking it.
+const TAKING: Duration = Duration::from_millis(200);
+
 /// Counts the files in the locks' directory that nobody holds; removes them if asked to.
 pub(crate) fn stale(directory: &Path, remove: bool) -> Result<usize, Error> {
-    let mut stale = 0;
+    let mut free = Vec::new();
     for entry in fs_err::read_dir(directory).map_err(io("list", directory))? {
         let path = entry.map_err(io("list", directory))?.path();
         // One that is gone by now was given back.
         let Ok(file) = fs_err::File::open(&path) else {
             continue;
         };
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            stale += 1;
-            if remove {
-                // Whoever has opened it meanwhile sees that it is gone, and makes another.
-                let _ = fs_err::remove_file(&path);
-            }
+        let (file, path) = file.into_parts();
+        if take(&file, &path) {
+            // It is nobody's, or that of a build that is about to lock it.
+            let _ = flock(&file, FlockOperation::Unlock);
+            free.push((path, file));
         }
     }
-    Ok(stale)
+    if free.is_empty() {
+        return Ok(0);
+    }
+    std::thread::sleep(TAKING);
+    free.retain(|(path, file)| take(file, path));
+    if remove {
+        for (path, _) in &free {
+            // Whoever has opened it meanwhile sees that it is gone, and makes another.
+            let _ = fs_err::remove_file(path);
+        }
+    }
+    Ok(free.len())
+}
+
+/// Locks a file that nobody holds and that still has this name: under it there may be another by now, which is held.
+fn take(file: &File, path: &Path) -> bool {
+    flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() && has_name(file, path)
+}
+
+fn has_name(file: &File, path: &Path) -> bool {
+    let (Ok(ours), Ok(there)) = (fstat(file), stat(path)) else {
+        return false;
+    };
+    (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 }
 
 /// The snapshots that a build counts on; nothing removes them while it lives.
@@ -139,10 +161,7 @@ impl Lease {
             let file = open(&path)?;
             // A file of this name can be left from a dead process of the same number; then it is ours now. One that
             // is locked belongs to a process of another pid namespace.
-            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
-                && stat(&path)
-                    .is_ok_and(|there| fstat(&file).is_ok_and(|ours| ours.st_ino == there.st_ino))
-            {
+            if take(&file, &path) {
                 file.set_len(0).map_err(io("truncate", &path))?;
                 return Ok(Self { path, file, gc });
             }
@@ -252,6 +271,31 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         assert_eq!(left, [held.to_string()]);
+    }
+
+    #[test]
+    fn a_lock_that_is_being_taken_is_not_stale() {
+        let state = state();
+        let locks = state.path().join("locks");
+        let id = SnapshotId::from_digest([3; 32]);
+        let path = locks.join(id.to_string());
+        let made = open(&path).unwrap();
+        std::thread::scope(|scope| {
+            let looking = scope.spawn(|| stale(&locks, true));
+            std::thread::sleep(TAKING / 4);
+            flock(&made, FlockOperation::NonBlockingLockExclusive).unwrap();
+            assert_eq!(looking.join().unwrap().unwrap(), 0);
+        });
+        assert!(path.exists());
+        drop(made);
+        assert_eq!(stale(&locks, false).unwrap(), 1);
+        assert!(path.exists());
+        assert_eq!(stale(&locks, true).unwrap(), 1);
+        assert!(!path.exists());
+        let other = open(&path).unwrap();
+        fs_err::remove_file(&path).unwrap();
+        let _held = StepLock::try_acquire(&locks, id).unwrap().unwrap();
+        assert!(!take(&other, &path), "the name has become another's");
     }
 
     #[test]
