@@ -20,8 +20,8 @@ pub const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
 /// An empty final block (fixed codes), which ends the member's data.
 const FINAL_BLOCK: [u8; 2] = [3, 0];
 
-/// The compressor's middle: its level 9 takes longer and, on opam files, gives more bytes.
-const LEVEL: u32 = 6;
+/// On opam files level 6 takes a tenth longer for 0.4 % fewer bytes, level 9 twice as long for more.
+const LEVEL: u32 = 5;
 
 /// A compressed piece of the tar.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -56,6 +56,8 @@ pub(super) fn compress(before: &[u8], raw: &[u8]) -> Result<(Segment, Vec<u8>), 
     if !complete || status != Status::Ok {
         return Err(failed(&"the compressor stopped"));
     }
+    // There are a thousand of them in memory.
+    deflated.shrink_to_fit();
     let segment = Segment {
         raw_bytes: raw.len() as u64,
         crc: zlib_rs::crc32::crc32(0, raw),
@@ -65,14 +67,17 @@ pub(super) fn compress(before: &[u8], raw: &[u8]) -> Result<(Segment, Vec<u8>), 
     Ok((segment, deflated))
 }
 
+/// How long [`trailer`] is.
+pub(super) const TRAILER: usize = 10;
+
 /// Returns what stands behind the last segment: the end of the data, the CRC-32 of the whole tar, and its length.
-pub fn trailer<'a>(segments: impl IntoIterator<Item = &'a Segment>) -> [u8; 10] {
+pub fn trailer<'a>(segments: impl IntoIterator<Item = &'a Segment>) -> [u8; TRAILER] {
     let (mut crc, mut length) = (0, 0_u64);
     for segment in segments {
         crc = zlib_rs::crc32::crc32_combine(crc, segment.crc, segment.raw_bytes);
         length += segment.raw_bytes;
     }
-    let mut trailer = [0; 10];
+    let mut trailer = [0; TRAILER];
     trailer[..2].copy_from_slice(&FINAL_BLOCK);
     trailer[2..6].copy_from_slice(&crc.to_le_bytes());
     // Modulo 2^32 (RFC 1952, "ISIZE").
@@ -81,7 +86,7 @@ pub fn trailer<'a>(segments: impl IntoIterator<Item = &'a Segment>) -> [u8; 10] 
 }
 
 /// Something to compress: its place in the results, what stands before it, and it itself.
-type Job = (usize, Arc<[u8]>, Arc<[u8]>);
+type Job = (usize, Arc<[u8]>, Arc<Vec<u8>>);
 
 /// What became of it.
 type Done = (usize, Result<(Segment, Vec<u8>), Error>);
@@ -113,7 +118,7 @@ impl Pool {
     }
 
     /// Gives the next segment; waits while too many wait.
-    pub(super) fn give(&mut self, before: Arc<[u8]>, raw: Arc<[u8]>) -> Result<(), Error> {
+    pub(super) fn give(&mut self, before: Arc<[u8]>, raw: Arc<Vec<u8>>) -> Result<(), Error> {
         let job = (self.given, before, raw);
         self.given += 1;
         let gone = |_| Error::Compression("the compressing threads are gone".to_owned());

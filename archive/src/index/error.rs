@@ -34,6 +34,13 @@ pub enum Error {
     Compression(String),
 }
 
+/// For what passes on bytes that it reads.
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        Self::other(error)
+    }
+}
+
 impl Error {
     pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();

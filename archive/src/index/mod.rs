@@ -27,10 +27,11 @@ pub use parts::{Part, Parts};
 use crate::replace::{replace, replace_several};
 use crate::repository::{Commit, Repository, Skipped};
 use deflate::compress;
-use state::{State, Table};
-use std::io::Read as _;
+use state::{State, Store, Table, split};
+use std::io::{Read as _, Write};
 use std::path::Path;
 use tokio_util::sync::CancellationToken;
+use update::Work;
 
 /// What an update did.
 #[derive(Debug)]
@@ -57,12 +58,14 @@ pub struct Report {
     pub remarks: Vec<String>,
 }
 
-/// An index, in memory (4 MB for opam-repository).
+/// An index. What it is made of is on the disk, where it stays while this is kept; what other processes do does not change it.
 #[derive(Debug)]
 pub struct Index {
-    segments: Vec<Segment>,
-    /// The whole of `index.tar.gz`.
-    file: Vec<u8>,
+    table: Table,
+    store: Store,
+    /// The first segment and the last, which are in no table.
+    head: (Segment, Vec<u8>),
+    tail: (Segment, Vec<u8>),
     repo: String,
 }
 
@@ -82,17 +85,15 @@ impl Index {
     ) -> Result<(Self, Report), Error> {
         let state = State::open(state, cancel)?;
         let old = state.table()?;
-        let finish = |table: &Table| {
+        let finish = |(table, work): (Table, Work)| {
             let stamp = stamp.unwrap_or(commit.as_str());
             let (repo, remarks) = fields::repo_file(table.repo.as_deref(), fields, stamp);
-            Ok::<_, Error>((Self::assemble(&state, table, repo)?, remarks))
+            Ok::<_, Error>((Self::open(&state, table, repo)?, remarks, work))
         };
-        let increment = old.as_ref().map(|old| {
-            let (table, work) = update::by_changes(&state, old, repository, commit)?;
-            let (index, remarks) = finish(&table)?;
-            Ok((index, remarks, table, work))
-        });
-        let (from, (index, remarks, table, work)) = match increment {
+        let increment = old
+            .as_ref()
+            .map(|old| finish(update::by_changes(&state, old, repository, commit)?));
+        let (from, (index, remarks, work)) = match increment {
             Some(Ok(done)) => (old.as_ref().map(|old| old.commit.clone()), done),
             // There is none, or it is of no use, or there is nothing to compare with.
             None
@@ -101,51 +102,43 @@ impl Index {
                 | Error::Repository(crate::repository::Error::NoSuchCommit { .. }),
             )) => {
                 let generation = old.as_ref().map_or(0, |old| old.generation) + 1;
-                let (table, work) = update::from_nothing(&state, generation, repository, commit)?;
-                let (index, remarks) = finish(&table)?;
-                (None, (index, remarks, table, work))
+                let made = update::from_nothing(&state, generation, repository, commit)?;
+                (None, finish(made)?)
             }
             Some(Err(error)) => return Err(error),
         };
-        if old.as_ref() != Some(&table) {
-            state.write(&table)?;
+        if old.as_ref() != Some(&index.table) {
+            state.write(&index.table)?;
         }
         let report = Report {
             commit: commit.clone(),
             from,
             files: work.files,
             compressed: work.segments,
-            segments: index.segments.len(),
+            segments: index.segments().count(),
             raw_bytes: work.raw_bytes,
             new_bytes: work.bytes,
-            bytes: index.file.len() as u64,
+            bytes: index.bytes(),
             skipped: work.skipped,
             remarks,
         };
         Ok((index, report))
     }
 
-    fn assemble(state: &State, table: &Table, repo: String) -> Result<Self, Error> {
+    /// Opens what a table says, and looks whether it is as it was written.
+    fn open(state: &State, table: Table, repo: String) -> Result<Self, Error> {
         let mut head = Vec::new();
         if let Some(version) = &table.version {
             tar::append(&mut head, b"version", version, false);
         }
         tar::append(&mut head, b"repo", repo.as_bytes(), false);
-        let (head, head_bytes) = compress(&[], &head)?;
-        let (tail, tail_bytes) = compress(&[], &tar::END)?;
-        let pieces = table.pieces.iter().map(|piece| piece.segment.clone());
-        let segments: Vec<Segment> = [head].into_iter().chain(pieces).chain([tail]).collect();
-        let length: u64 = segments.iter().map(|segment| segment.bytes).sum();
-        let mut file = Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 64);
-        file.extend_from_slice(&HEADER);
-        file.extend_from_slice(&head_bytes);
         let store = state.store(table.generation, false)?;
-        store.deflated(&table.pieces, &mut file)?;
-        file.extend_from_slice(&tail_bytes);
-        file.extend_from_slice(&trailer(&segments));
+        store.deflated(&table.pieces, &mut |_, _| Ok::<(), Error>(()))?;
         Ok(Self {
-            segments,
-            file,
+            table,
+            store,
+            head: compress(&[], &head)?,
+            tail: compress(&[], &tar::END)?,
             repo,
         })
     }
@@ -154,33 +147,61 @@ impl Index {
     /// it, because something else made it.
     pub fn published(directory: &Path) -> Result<Option<Self>, Error> {
         let state = crate::cache::private(directory).join("index");
-        let read = |name: &str| fs_err::read(directory.join(name)).ok();
-        let (true, Some(file), Some(repo)) = (
-            state.is_dir(),
-            read("index.tar.gz"),
-            read("repo").and_then(|repo| String::from_utf8(repo).ok()),
-        ) else {
+        let repo = fs_err::read_to_string(directory.join("repo"));
+        let (true, Ok(repo)) = (state.is_dir(), repo) else {
             return Ok(None);
         };
         let state = State::open(&state, &CancellationToken::new())?;
         let Some(table) = state.table()? else {
             return Ok(None);
         };
-        match Self::assemble(&state, &table, repo) {
-            Ok(index) => Ok(Some(index).filter(|index| index.file == file)),
+        match Self::open(&state, table, repo) {
+            Ok(index) => Ok(Some(index).filter(|index| index.is(&directory.join("index.tar.gz")))),
             Err(Error::Damaged { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     /// Returns the segments of the file in their order. What stands before them is [`HEADER`], behind them [`trailer`].
-    pub fn segments(&self) -> &[Segment] {
-        &self.segments
+    pub fn segments(&self) -> impl Iterator<Item = &Segment> {
+        let pieces = self.table.pieces.iter().map(|piece| &piece.segment);
+        std::iter::once(&self.head.0)
+            .chain(pieces)
+            .chain([&self.tail.0])
     }
 
-    /// Returns the whole of `index.tar.gz`.
-    pub fn file(&self) -> &[u8] {
-        &self.file
+    /// Passes on the segments with their compressed bytes.
+    fn each_segment(
+        &self,
+        visit: &mut impl FnMut(&Segment, &[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        visit(&self.head.0, &self.head.1)?;
+        self.store.deflated(&self.table.pieces, &mut |run, bytes| {
+            let mut rest = bytes;
+            for piece in run {
+                let (own, behind) = split(rest, &piece.segment);
+                visit(&piece.segment, own)?;
+                rest = behind;
+            }
+            Ok::<(), Error>(())
+        })?;
+        visit(&self.tail.0, &self.tail.1)
+    }
+
+    /// Returns how long `index.tar.gz` is.
+    pub fn bytes(&self) -> u64 {
+        let segments: u64 = self.segments().map(|segment| segment.bytes).sum();
+        (HEADER.len() + deflate::TRAILER) as u64 + segments
+    }
+
+    /// Writes `index.tar.gz`. What cannot be read back from the disk is an error too.
+    pub fn write(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        out.write_all(&HEADER)?;
+        out.write_all(&self.head.1)?;
+        self.store
+            .deflated(&self.table.pieces, &mut |_, bytes| out.write_all(bytes))?;
+        out.write_all(&self.tail.1)?;
+        out.write_all(&trailer(self.segments()))
     }
 
     /// Returns the text of the `repo` file.
@@ -191,12 +212,53 @@ impl Index {
     /// Puts `index.tar.gz` and `repo` into a directory, each whole or not at all, and only if it says something new.
     pub fn publish(&self, directory: &Path) -> Result<(), Error> {
         fs_err::create_dir_all(directory).map_err(Error::io("make", directory))?;
-        let mut files = vec![
-            ("index.tar.gz", self.file.as_slice()),
-            ("repo", self.repo.as_bytes()),
-        ];
-        files.retain(|(name, content)| !is_there(&directory.join(name), content));
+        let mut files: Vec<(&str, &crate::replace::Write<'_>)> = Vec::new();
+        let index = |file: &mut fs_err::File| self.write(file);
+        if !self.is(&directory.join("index.tar.gz")) {
+            files.push(("index.tar.gz", &index));
+        }
+        let repo = |file: &mut fs_err::File| file.write_all(self.repo.as_bytes());
+        if !is_there(&directory.join("repo"), self.repo.as_bytes()) {
+            files.push(("repo", &repo));
+        }
         replace_several(directory, &files).map_err(Error::io("write into", directory))
+    }
+
+    /// Returns whether a file holds this index.
+    fn is(&self, path: &Path) -> bool {
+        let length = fs_err::metadata(path).map(|metadata| metadata.len());
+        if !length.is_ok_and(|length| length == self.bytes()) {
+            return false;
+        }
+        let compare = |file| {
+            self.write(&mut Comparison {
+                file,
+                there: Vec::new(),
+            })
+        };
+        fs_err::File::open(path).and_then(compare).is_ok()
+    }
+}
+
+/// Takes what a file should hold, and fails where it holds something else.
+struct Comparison {
+    file: fs_err::File,
+    there: Vec<u8>,
+}
+
+impl Write for Comparison {
+    fn write(&mut self, wanted: &[u8]) -> std::io::Result<usize> {
+        self.there.resize(wanted.len(), 0);
+        self.file.read_exact(&mut self.there)?;
+        if self.there == wanted {
+            Ok(wanted.len())
+        } else {
+            Err(std::io::ErrorKind::InvalidData.into())
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -209,21 +271,5 @@ fn publish(path: &Path, content: &[u8]) -> Result<(), Error> {
 }
 
 fn is_there(path: &Path, content: &[u8]) -> bool {
-    let length = fs_err::metadata(path).map(|metadata| metadata.len());
-    let same_length = length.is_ok_and(|length| length == content.len() as u64);
-    same_length && holds(path, content).unwrap_or(false)
-}
-
-/// Compares a file piece by piece, which takes no memory of its size.
-fn holds(path: &Path, content: &[u8]) -> std::io::Result<bool> {
-    let mut file = fs_err::File::open(path)?;
-    let mut piece = vec![0; 64 << 10];
-    for wanted in content.chunks(piece.len()) {
-        let there = &mut piece[..wanted.len()];
-        file.read_exact(there)?;
-        if there != wanted {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    fs_err::read(path).is_ok_and(|there| there == content)
 }

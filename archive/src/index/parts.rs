@@ -6,7 +6,7 @@
 //! behind the last segment (10 bytes), and of each segment the first 20 bytes of its SHA-256 and its length (LEB128). Of the last
 //! 200 merges of opam-repository it has 26 kB.
 
-use super::deflate::{HEADER, Segment, trailer};
+use super::deflate::{HEADER, Segment, TRAILER, trailer};
 use super::{Error, Index, publish};
 use crate::replace::replace_unsynced;
 use sha2::{Digest, Sha256};
@@ -20,9 +20,6 @@ pub(crate) const LIST: &str = "segments";
 
 /// How much of its digest names a segment: enough that nobody makes two of a name by chance or by trying.
 const NAME: usize = 20;
-
-/// What stands behind the last segment.
-const TRAILER: usize = 10;
 
 /// A part of the index: a segment in a file of its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,7 +52,7 @@ impl Part {
 impl Index {
     /// Returns the parts in their order.
     pub fn parts(&self) -> Vec<Part> {
-        self.segments().iter().map(Part::of).collect()
+        self.segments().map(Part::of).collect()
     }
 
     /// Returns the list of the parts.
@@ -83,19 +80,15 @@ impl Index {
     /// Writes the segments into a directory, without the list.
     pub(crate) fn write_segments(&self, directory: &Path) -> Result<(), Error> {
         fs_err::create_dir_all(directory).map_err(Error::io("make", directory))?;
-        let mut rest = &self.file()[HEADER.len()..];
         let mut written = Vec::new();
-        for part in self.parts() {
-            let (content, behind) =
-                rest.split_at(usize::try_from(part.bytes).unwrap_or(usize::MAX));
-            rest = behind;
-            let path = directory.join(part.name());
-            if fs_err::read(&path).is_ok_and(|there| there == content) {
-                continue;
+        self.each_segment(&mut |segment, content| {
+            let path = directory.join(Part::of(segment).name());
+            if !fs_err::read(&path).is_ok_and(|there| there == content) {
+                replace_unsynced(&path, content).map_err(Error::io("write", &path))?;
+                written.push(path);
             }
-            replace_unsynced(&path, content).map_err(Error::io("write", &path))?;
-            written.push(path);
-        }
+            Ok(())
+        })?;
         // All are written before the first is waited for: that costs the disk little more than one.
         for path in written {
             let sync = || fs_err::File::open(&path)?.sync_all();

@@ -12,17 +12,19 @@ use crate::repository::Commit;
 use bstr::BString;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Another layout, or another compressor, makes everything anew; so does another release, whose compressor may be another.
-const FORMAT: &str = concat!("obuild index 1 ", env!("CARGO_PKG_VERSION"));
+const FORMAT: &str = concat!("obuild index 2 ", env!("CARGO_PKG_VERSION"));
 
 /// When the files have so many times the bytes that are in use, they are written anew.
 const SURPLUS: u64 = 3;
+
+/// How much is read at once.
+const RUN_BYTES: u64 = 128 << 10;
 
 /// A piece of the tar, from one file that starts a segment to before the next.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,24 +226,37 @@ impl Store {
         }
     }
 
-    /// Appends the compressed forms of pieces to `out`. Pieces that lie one behind the other are read at once.
-    pub(super) fn deflated(&self, pieces: &[Piece], out: &mut Vec<u8>) -> Result<(), Error> {
-        let neighbours = |a: &Piece, b: &Piece| a.deflated_at + a.segment.bytes == b.deflated_at;
-        for run in pieces.chunk_by(neighbours) {
-            let length: u64 = run.iter().map(|piece| piece.segment.bytes).sum();
+    /// Passes on the compressed forms of pieces, in their order. Those that lie one behind the other are read at once, in runs of
+    /// which one takes little memory.
+    pub(super) fn deflated<E: From<Error>>(
+        &self,
+        mut pieces: &[Piece],
+        visit: &mut impl FnMut(&[Piece], &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut bytes = Vec::new();
+        while let Some(first) = pieces.first() {
+            let (mut count, mut length) = (1, first.segment.bytes);
+            while let Some(next) = pieces.get(count)
+                && next.deflated_at == first.deflated_at + length
+                && length + next.segment.bytes <= RUN_BYTES
+            {
+                count += 1;
+                length += next.segment.bytes;
+            }
+            let (run, behind) = pieces.split_at(count);
             let length = usize::try_from(length).map_err(|_| damaged(&self.deflated))?;
-            let start = out.len();
-            append(&self.deflated, run[0].deflated_at, length, out)?;
-            let mut rest = &out[start..];
+            bytes.resize(length, 0);
+            read_into(&self.deflated, first.deflated_at, &mut bytes)?;
+            let mut rest = bytes.as_slice();
             for piece in run {
-                // It fits: the lengths were added up just now.
-                let length = usize::try_from(piece.segment.bytes).unwrap_or(usize::MAX);
-                let (own, behind) = rest.split_at(length);
+                let (own, behind) = split(rest, &piece.segment);
                 if zlib_rs::crc32::crc32(0, own) != piece.deflated_crc {
-                    return Err(damaged(&self.deflated));
+                    return Err(damaged(&self.deflated).into());
                 }
                 rest = behind;
             }
+            visit(run, &bytes)?;
+            pieces = behind;
         }
         Ok(())
     }
@@ -262,6 +277,13 @@ impl Store {
     }
 }
 
+/// Splits the bytes of several segments behind the first.
+pub(super) fn split<'a>(bytes: &'a [u8], segment: &Segment) -> (&'a [u8], &'a [u8]) {
+    // They were read by the sum of their lengths.
+    let length = usize::try_from(segment.bytes).unwrap_or(usize::MAX);
+    bytes.split_at(length)
+}
+
 fn damaged(file: &(File, PathBuf)) -> Error {
     Error::Damaged {
         path: file.1.clone(),
@@ -273,20 +295,6 @@ fn read(file: &(File, PathBuf), at: u64, length: u64) -> Result<Vec<u8>, Error> 
     let mut bytes = vec![0; length];
     read_into(file, at, &mut bytes)?;
     Ok(bytes)
-}
-
-/// Appends `length` bytes of a file to `out`, which need not be filled with zeros first.
-fn append(file: &(File, PathBuf), at: u64, length: usize, out: &mut Vec<u8>) -> Result<(), Error> {
-    let mut reader = &file.0;
-    let appended = reader
-        .seek(SeekFrom::Start(at))
-        .and_then(|_| reader.take(length as u64).read_to_end(out))
-        .map_err(Error::io("read", &file.1))?;
-    if appended == length {
-        Ok(())
-    } else {
-        Err(damaged(file))
-    }
 }
 
 fn read_into(file: &(File, PathBuf), at: u64, bytes: &mut [u8]) -> Result<(), Error> {

@@ -60,7 +60,7 @@ pub(super) fn from_nothing(
             }
             let at = store.add_raw(table, raw)?;
             firsts.push((first.clone(), at));
-            let raw: Arc<[u8]> = std::mem::take(raw).into();
+            let raw = Arc::new(std::mem::take(raw));
             let window = window(&before, &raw);
             pool.give(std::mem::replace(&mut before, window), raw)
         };
@@ -354,7 +354,10 @@ fn compact(state: &State, store: &Store, table: &Table) -> Result<Table, Error> 
     for number in 0..table.pieces.len() {
         let piece = &table.pieces[number];
         let mut deflated = Vec::new();
-        store.deflated(std::slice::from_ref(piece), &mut deflated)?;
+        store.deflated(std::slice::from_ref(piece), &mut |_, bytes| {
+            deflated.extend_from_slice(bytes);
+            Ok::<(), Error>(())
+        })?;
         let raw_at = fresh.add_raw(&mut compacted, &store.raw(piece)?)?;
         let deflated_at = fresh.add_deflated(&mut compacted, &deflated)?;
         let copied = &mut compacted.pieces[number];

@@ -6,9 +6,10 @@
 //! name is for the caller to see.
 
 use super::cat_file::Kind;
-use flate2::{Decompress, FlushDecompress, Status};
+use libdeflater::Decompressor;
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -248,14 +249,18 @@ impl Reader {
             .read_exact_at(start, offset)
             .map_err(|_| Unknown)?;
         let (form, size, used) = entry_header(start).ok_or(Unknown)?;
-        let mut at = offset + room as u64;
-        let content = self.inflate.all(size, &start[used..], &mut |bytes| {
-            let left = pack.bytes.checked_sub(at)?.min(16 * READ as u64);
-            bytes.resize(usize::try_from(left).ok()?, 0);
-            pack.entries.read_exact_at(bytes, at).ok()?;
-            at += left;
-            Some(())
-        });
+        if size < 8 * READ
+            && let Some(content) = self.inflate.all(size, &start[used..])
+        {
+            return Ok((form, content));
+        }
+        // Some more than what cannot be compressed has. Streams that are longer still are not git's.
+        let longest = used + size + size / 8 + 64;
+        let longest = usize::try_from(left).map_or(longest, |left| longest.min(left));
+        let mut whole = vec![0; longest];
+        let read = pack.entries.read_exact_at(&mut whole, offset);
+        read.map_err(|_| Unknown)?;
+        let content = self.inflate.all(size, &whole[used..]);
         Ok((form, content.ok_or(Unknown)?))
     }
 }
@@ -303,65 +308,32 @@ fn entry_header(bytes: &[u8]) -> Option<(Form, usize, usize)> {
     (size <= LARGEST && !endless).then_some((form, size, used))
 }
 
-/// Unpacks zlib streams (RFC 1950), one after the other.
-pub(super) struct Inflate(Decompress);
+/// Unpacks zlib streams (RFC 1950) that are in memory, one after the other.
+pub(super) struct Inflate(Decompressor);
 
 impl Inflate {
     pub(super) fn new() -> Self {
-        Self(Decompress::new(true))
+        Self(Decompressor::new())
     }
 
-    /// Returns the `size` bytes of a stream that begins with `input`; `more` puts what follows in the place of what it is given. Nothing
-    /// if there are more or fewer, or they are not what they were.
-    fn all(
-        &mut self,
-        size: usize,
-        input: &[u8],
-        more: &mut dyn FnMut(&mut Vec<u8>) -> Option<()>,
-    ) -> Option<Vec<u8>> {
-        // One more, so that a stream that is too long shows.
-        let mut content = Vec::with_capacity(size + 1);
-        self.0.reset(true);
-        let mut following = Vec::new();
-        let mut input = input;
-        loop {
-            let before = (self.0.total_in(), content.len());
-            let status = self
-                .0
-                .decompress_vec(input, &mut content, FlushDecompress::None);
-            match status.ok()? {
-                Status::StreamEnd => return (content.len() == size).then_some(content),
-                _ if content.len() > size => return None,
-                _ => {}
-            }
-            let used = usize::try_from(self.0.total_in() - before.0).ok()?;
-            if used == input.len() {
-                more(&mut following)?;
-                input = &following;
-                if input.is_empty() {
-                    return None;
-                }
-            } else if used == 0 && content.len() == before.1 {
-                return None;
-            } else {
-                input = &input[used..];
-            }
-        }
+    /// Returns the `size` bytes of a stream that `input` begins with. Nothing if there are more or fewer, or they are not what they were,
+    /// or `input` ends before them.
+    fn all(&mut self, size: usize, input: &[u8]) -> Option<Vec<u8>> {
+        let mut content = vec![0; size];
+        let unpacked = self.0.zlib_decompress(input, &mut content).ok()?;
+        (unpacked == size).then_some(content)
     }
 
     /// Returns a loose object (gitformat-loose(5)): its kind, its size, a zero and its bytes.
     pub(super) fn loose(&mut self, file: &[u8]) -> Option<(Kind, Vec<u8>)> {
-        let mut head = Vec::with_capacity(32);
-        self.0.reset(true);
-        let status = self
-            .0
-            .decompress_vec(file, &mut head, FlushDecompress::None);
-        status.ok()?;
-        let end = head.iter().position(|byte| *byte == 0)?;
+        let mut head = [0; 32];
+        // The size is not known before; so much of it says it.
+        let read = flate2::read::ZlibDecoder::new(file).read(&mut head).ok()?;
+        let end = head[..read].iter().position(|byte| *byte == 0)?;
         let (kind, size) = std::str::from_utf8(&head[..end]).ok()?.split_once(' ')?;
         let kind = Kind::parse(kind)?;
         let size = size.parse::<usize>().ok().filter(|size| *size <= LARGEST)?;
-        let mut content = self.all(end + 1 + size, file, &mut |_| None)?;
+        let mut content = self.all(end + 1 + size, file)?;
         content.drain(..=end);
         Some((kind, content))
     }
