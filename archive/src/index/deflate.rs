@@ -11,8 +11,9 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Scope;
 
-/// How far back deflate looks.
-pub(super) const WINDOW: usize = 32 << 10;
+/// How much of what stands before it a segment is primed with. Deflate looks back 32 KiB; on opam files the farther half gives 1.4 % of the
+/// size, and takes a fifth of the time.
+pub(super) const PRIMING: usize = 16 << 10;
 
 /// No name, no time, no extra field; written on Unix.
 pub const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
@@ -41,7 +42,7 @@ pub(super) fn compress(before: &[u8], raw: &[u8]) -> Result<(Segment, Vec<u8>), 
     let failed = |what: &dyn std::fmt::Display| Error::Compression(what.to_string());
     // A new one each time: after `Compress::reset` some matches of zlib-rs 0.6.8 depend on what was compressed before.
     let mut compressor = Compress::new(Compression::new(LEVEL), false);
-    let dictionary = &before[before.len().saturating_sub(WINDOW)..];
+    let dictionary = &before[before.len().saturating_sub(PRIMING)..];
     if !dictionary.is_empty() {
         let set = compressor.set_dictionary(dictionary);
         set.map_err(|error| failed(&error))?;

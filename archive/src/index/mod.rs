@@ -2,7 +2,7 @@
 //! `index.tar.gz` and `repo`: what opam clients read of a repository, kept up to date by what changed.
 //!
 //! The tar is cut into segments that are compressed each by itself, primed with what stands before it ([`Segment`]). A merge compresses
-//! the segments that it touched and those within 32 KiB behind them; the file is byte for byte what one made from nothing would be.
+//! the segments that it touched and those within 16 KiB behind them; the file is byte for byte what one made from nothing would be.
 //! `version` and `repo`, which has the stamp, are a segment that nothing is primed from, so that a new stamp changes nothing else.
 //!
 //! What a client must be given is measured with opam 2.1, 2.3 and 2.6: one gzip member, a plain header, plain files only, sorted.

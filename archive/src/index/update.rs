@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From one state of the repository to the next: from nothing, or by what changed. Both give the same bytes.
 //!
-//! A piece is compressed anew if a file in it changed, or if something within the 32 KiB before it did, which it is primed with.
+//! A piece is compressed anew if a file in it changed, or if something within the 16 KiB before it did, which it is primed with.
 
-use super::deflate::{Pool, Segment, WINDOW, compress};
+use super::deflate::{PRIMING, Pool, Segment, compress};
 use super::split::starts_segment;
 use super::state::{Piece, State, Store, Table};
 use super::{Error, tar};
@@ -96,12 +96,12 @@ pub(super) fn from_nothing(
     Ok((table, work))
 }
 
-/// Returns the last 32 KiB of what stands before the next piece.
+/// Returns the last 16 KiB of what stands before the next piece.
 fn window(before: &[u8], raw: &[u8]) -> Arc<[u8]> {
-    if raw.len() >= WINDOW {
-        return raw[raw.len() - WINDOW..].into();
+    if raw.len() >= PRIMING {
+        return raw[raw.len() - PRIMING..].into();
     }
-    let older = &before[before.len().saturating_sub(WINDOW - raw.len())..];
+    let older = &before[before.len().saturating_sub(PRIMING - raw.len())..];
     [older, raw].concat().into()
 }
 
@@ -280,7 +280,7 @@ fn recompress(
             Slot::New { .. } => None,
         };
         match known {
-            Some((piece, true)) if all || same >= WINDOW as u64 => pieces.push(piece.clone()),
+            Some((piece, true)) if all || same >= PRIMING as u64 => pieces.push(piece.clone()),
             _ => {
                 let raw = raws.get(place)?;
                 let before = raws.window(place)?;
@@ -327,10 +327,10 @@ impl Raws<'_> {
         Ok(raw)
     }
 
-    /// Returns the 32 KiB before a slot.
+    /// Returns the 16 KiB before a slot.
     fn window(&mut self, place: usize) -> Result<Vec<u8>, Error> {
         let mut parts = Vec::new();
-        let mut missing = WINDOW;
+        let mut missing = PRIMING;
         for before in (0..place).rev() {
             if missing == 0 {
                 break;

@@ -5,10 +5,12 @@
 //! Starting git costs more than all else that a merge costs, and one git reads with one processor. What is not found here is asked of git, so
 //! that nothing depends on this: not on work trees' `.git` files, SHA-256 names, refs in tables, or what there will be.
 
+use super::ahead::Ahead;
 use super::cat_file::Kind;
 use super::packs::{Id, Inflate, LARGEST, Pack, Reader, Unknown};
 use sha1::{Digest as _, Sha1};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How many repositories may borrow from one another, and how many refs may name one another: git's own limits (object-file.c,
@@ -17,12 +19,6 @@ const DEPTH: usize = 5;
 
 /// The largest file of refs that is read.
 const REFS_BYTES: u64 = 64 << 20;
-
-/// How many threads read at once: each remembers some megabytes.
-const THREADS: usize = 4;
-
-/// How much of what is read ahead one thread may hold.
-const AHEAD_BYTES: usize = 16 << 20;
 
 /// An object: what it is, and its bytes.
 pub(super) type Object = (Kind, Vec<u8>);
@@ -33,14 +29,14 @@ pub(super) struct Local {
     directory: PathBuf,
     /// Where loose objects are.
     loose: Vec<PathBuf>,
-    packs: Vec<Pack>,
+    packs: Arc<[Pack]>,
     /// The pack that had the last object: the next is mostly there too.
     last: AtomicUsize,
     reader: Reader,
 }
 
 /// Where an object is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Place {
     /// In a pack, by its number, at an offset.
     Packed(usize, u64),
@@ -80,7 +76,7 @@ impl Local {
         Some(Self {
             directory: directory.to_owned(),
             loose,
-            packs,
+            packs: packs.into(),
             last: AtomicUsize::new(0),
             reader: Reader::new(),
         })
@@ -108,33 +104,9 @@ impl Local {
         read_object(&self.packs, &mut self.reader, place, id)
     }
 
-    /// Reads objects with all processors, as many as fit into memory; nothing for one that did not, or that git is to be asked for.
-    pub(super) fn read_ahead(&self, wanted: &[(&Place, &[u8])]) -> Vec<Option<Object>> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let share = wanted.len().div_ceil(threads.min(THREADS)).max(1);
-        let packs = self.packs.as_slice();
-        let work = |wanted: &[(&Place, &[u8])]| {
-            let (mut reader, mut bytes) = (Reader::new(), 0);
-            let mut read = |(place, id): &(&Place, &[u8])| {
-                let room = bytes < AHEAD_BYTES;
-                let object = room.then(|| read_object(packs, &mut reader, place, id));
-                let object = object?.ok()?;
-                bytes += object.1.len();
-                Some(object)
-            };
-            wanted.iter().map(&mut read).collect::<Vec<_>>()
-        };
-        std::thread::scope(|scope| {
-            let shares = wanted.chunks(share);
-            let running: Vec<_> = shares
-                .map(|share| scope.spawn(move || work(share)))
-                .collect();
-            let done = running.into_iter().map(|thread| {
-                let joined = thread.join();
-                joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            });
-            done.flatten().collect()
-        })
+    /// Returns threads that read what is wanted later.
+    pub(super) fn ahead(&self) -> Ahead {
+        Ahead::start(&self.packs)
     }
 
     /// Returns the commit that a name means, following tags; nothing if git is to be asked.
@@ -182,7 +154,8 @@ impl Local {
     }
 }
 
-fn read_object(
+/// Reads the object of this name. What is damaged has another name.
+pub(super) fn read_object(
     packs: &[Pack],
     reader: &mut Reader,
     place: &Place,
@@ -312,14 +285,21 @@ mod tests {
             .iter()
             .map(|id| local.find(id).expect("found"))
             .collect();
-        let wanted: Vec<(&Place, &[u8])> =
-            places.iter().zip(ids.iter().map(Vec::as_slice)).collect();
-        let ahead = local.read_ahead(&wanted);
-        let one_by_one = places
-            .iter()
-            .zip(&ids)
-            .map(|(place, id)| local.read(place, id).ok());
-        assert!(ahead == one_by_one.collect::<Vec<_>>());
+        let mut ahead = local.ahead();
+        // Twice, the second time before the first is taken; and something that is not there.
+        let wanted = || places.iter().cloned().zip(ids.iter().cloned());
+        ahead.read(wanted());
+        ahead.read(wanted().chain([(Place::Loose("none".into()), vec![0; 20])]));
+        let mut read = 0;
+        for (place, id) in places.iter().zip(&ids).chain(places.iter().zip(&ids)) {
+            // Large ones may have had no room.
+            if let Some(object) = ahead.next() {
+                assert!(Some(object) == local.read(place, id).ok());
+                read += 1;
+            }
+        }
+        assert!(read > names.len(), "{read}");
+        assert!(ahead.next().is_none());
         assert!(local.find(&[7; 20]).is_none());
         assert!(local.find(&[7; 32]).is_none());
         for (name, revision) in [("HEAD", "HEAD"), ("refs/tags/v1", "v1^{commit}")] {

@@ -8,6 +8,7 @@
 //! What is not plain files below `packages/`, `repo` and `version` does not exist here; what cannot be passed on (links, names
 //! that are no names, files without end) is left out and reported, see [`Reason`].
 
+mod ahead;
 mod cat_file;
 mod directory;
 mod error;

@@ -3,9 +3,10 @@
 //!
 //! Questions are sent many at once and answered in their order.
 
+use super::ahead::Ahead;
 use super::cat_file::{CatFile, Header, Kind, broken};
 use super::git::Git;
-use super::local::{Local, Object, Place};
+use super::local::{Local, Place};
 use super::{Commit, Error};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug)]
 pub(super) struct Objects {
     local: Option<Local>,
+    /// Runs once so much was asked at once that it is worth it.
+    ahead: Option<Ahead>,
     /// Runs once it was asked something.
     git: Option<CatFile>,
     directory: PathBuf,
@@ -27,12 +30,14 @@ pub(super) struct Objects {
 /// What was asked, and who answers.
 #[derive(Debug)]
 enum Question {
-    /// With its name, and it itself if it was read ahead.
-    Local(Place, Vec<u8>, Option<Object>),
+    /// With its name.
+    Local(Place, Vec<u8>),
+    /// It is being read already.
+    Ahead(Place, Vec<u8>),
     Git,
 }
 
-/// From so many on objects are read ahead, by more threads than one.
+/// From so many asked at once on, objects are read ahead, by more threads than one.
 const AHEAD: usize = 256;
 
 /// Where the content of the answer that was begun is.
@@ -50,6 +55,7 @@ impl Objects {
     pub(super) fn start(directory: &Path, git: &Git, cancel: &CancellationToken) -> Self {
         Self {
             local: Local::open(directory),
+            ahead: None,
             git: None,
             directory: directory.to_owned(),
             program: git.clone(),
@@ -73,40 +79,32 @@ impl Objects {
 
     /// Asks for the contents of objects; the answers are to be taken in the same order.
     pub(super) fn ask<'a>(&mut self, ids: impl Iterator<Item = &'a [u8]>) -> Result<(), Error> {
-        let mut others = Vec::new();
-        let before = self.questions.len();
-        for id in ids {
-            let place = self.local.as_ref().and_then(|local| local.find(id));
-            let question = place.map(|place| Question::Local(place, id.to_vec(), None));
-            if question.is_none() {
-                others.push(id);
-            }
-            self.questions.push_back(question.unwrap_or(Question::Git));
-        }
+        let find = |id: &'a [u8]| (id, self.local.as_ref().and_then(|local| local.find(id)));
+        let found: Vec<(&[u8], Option<Place>)> = ids.map(find).collect();
+        let (here, others): (Vec<_>, Vec<_>) = found.iter().partition(|(_, place)| place.is_some());
         if !others.is_empty() {
-            self.git()?.ask(others.into_iter());
+            self.git()?.ask(others.into_iter().map(|(id, _)| *id));
         }
-        self.read_ahead(before);
-        Ok(())
-    }
-
-    /// Reads what was asked from this question on.
-    fn read_ahead(&mut self, from: usize) {
-        let questions = self.questions.range(from..);
-        let wanted = questions.filter_map(|question| match question {
-            Question::Local(place, id, None) => Some((place, id.as_slice())),
-            _ => None,
-        });
-        let wanted: Vec<_> = wanted.collect();
-        let Some(local) = self.local.as_ref().filter(|_| wanted.len() >= AHEAD) else {
-            return;
-        };
-        let mut objects = local.read_ahead(&wanted).into_iter();
-        for question in self.questions.range_mut(from..) {
-            if let Question::Local(_, _, object) = question {
-                *object = objects.next().flatten();
+        let ahead = match &self.local {
+            Some(local) if here.len() >= AHEAD => {
+                Some(self.ahead.get_or_insert_with(|| local.ahead()))
             }
+            _ => None,
+        };
+        let is_ahead = ahead.is_some();
+        if let Some(ahead) = ahead {
+            let wanted = here
+                .into_iter()
+                .filter_map(|(id, place)| Some((place.clone()?, id.to_vec())));
+            ahead.read(wanted);
         }
+        self.questions
+            .extend(found.into_iter().map(|(id, place)| match place {
+                Some(place) if is_ahead => Question::Ahead(place, id.to_vec()),
+                Some(place) => Question::Local(place, id.to_vec()),
+                None => Question::Git,
+            }));
+        Ok(())
     }
 
     /// Returns the commit that a name means, following tags.
@@ -161,7 +159,11 @@ impl Objects {
             return Err(Error::Cancelled);
         }
         let (place, id, ahead) = match self.questions.pop_front() {
-            Some(Question::Local(place, id, ahead)) => (place, id, ahead),
+            Some(Question::Local(place, id)) => (place, id, None),
+            Some(Question::Ahead(place, id)) => {
+                let object = self.ahead.as_mut().and_then(Ahead::next);
+                (place, id, object)
+            }
             Some(Question::Git) | None => {
                 self.answer = Answer::Git;
                 return self.git()?.header();

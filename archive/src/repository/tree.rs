@@ -13,7 +13,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// How many objects are asked for at once: enough that git never waits for us, few enough to remember.
-const BATCH: usize = 4096;
+const BATCH: usize = 2048;
 
 /// The largest tree that is read: a million entries.
 const TREE_BYTES: u64 = 64 << 20;
@@ -74,7 +74,17 @@ pub(super) fn changes<E: From<Error>>(
     };
     while !comparison.directories.is_empty() {
         let level = std::mem::take(&mut comparison.directories);
-        for batch in level.chunks(BATCH) {
+        let mut batches = level.chunks(BATCH);
+        let mut next = batches.next();
+        if let Some(first) = next {
+            ask_for(objects, first)?;
+        }
+        while let Some(batch) = next {
+            // One batch ahead, so that all processors have work.
+            next = batches.next();
+            if let Some(following) = next {
+                ask_for(objects, following)?;
+            }
             comparison.compare(objects, batch)?;
         }
     }
@@ -85,15 +95,22 @@ pub(super) fn changes<E: From<Error>>(
     Ok(skipped)
 }
 
+/// Returns those that are not the same before and after.
+fn differing(batch: &[Directory]) -> impl Iterator<Item = &Directory> {
+    batch.iter().filter(|(_, old, new)| old != new)
+}
+
+fn ask_for(objects: &mut Objects, batch: &[Directory]) -> Result<(), Error> {
+    objects.ask(differing(batch).flat_map(|(_, old, new)| {
+        let ids = old.iter().chain(new);
+        ids.map(Vec::as_slice)
+    }))
+}
+
 impl Comparison<'_> {
-    /// Compares directories of one level.
+    /// Compares directories of one level, which were [asked for](ask_for).
     fn compare(&mut self, objects: &mut Objects, batch: &[Directory]) -> Result<(), Error> {
-        let differing = || batch.iter().filter(|(_, old, new)| old != new);
-        objects.ask(differing().flat_map(|(_, old, new)| {
-            let ids = old.iter().chain(new);
-            ids.map(Vec::as_slice)
-        }))?;
-        for (prefix, old, new) in differing() {
+        for (prefix, old, new) in differing(batch) {
             let mut read = |id: &Option<Vec<u8>>| match id {
                 Some(id) => read_tree(objects, id),
                 None => Ok(Vec::new()),
