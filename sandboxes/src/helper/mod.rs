@@ -55,8 +55,8 @@ struct Prepared {
     filter: seccomp::Program,
     filter_fast_sync: seccomp::Program,
     protected: mounts::Protected,
-    /// Whether there is one; the steps tell why not.
-    template: Result<(), wire::Failure>,
+    /// If there is none the steps tell why.
+    template: Result<template::Template, wire::Failure>,
     /// The bounding set of a step before it is narrowed to the step's own.
     bounding: CapabilitySet,
 }
@@ -84,7 +84,7 @@ fn serve() -> io::Result<()> {
         filter: seccomp::program(false, false),
         filter_fast_sync: seccomp::program(true, false),
         protected: mounts::Protected::probe(),
-        template: Ok(()),
+        template: Err(wire::Failure::Helper("no step was expected".to_owned())),
         bounding: CapabilitySet::all(),
     };
     warm_up();
@@ -122,7 +122,7 @@ fn serve() -> io::Result<()> {
             };
             // A runtime needs the whole set, but a helper has one kind of steps.
             if !parcel.is_for_runtime() && prepared.bounding == CapabilitySet::all() {
-                prepared.template = template::Template::mount();
+                prepared.template = template::Template::make();
                 prepared.bounding = exec::lower_bounding()?;
             }
             let step = parcel.socket();

@@ -3,7 +3,7 @@
 //! `lib/runc_sandbox.ml` has the same list).
 
 use super::private::{Private, is_readonly};
-use super::template::{HOSTS, NODES, Template};
+use super::template::{EMPTY, Entered, HOSTS, NODES};
 use crate::sandbox::{Mount, MountSource, Network};
 use crate::tree::{Attributes, Kind, Tree, attach, bind, bind_all, file_system};
 use crate::wire::{Failure, Streams, Trying};
@@ -69,24 +69,68 @@ pub(super) fn write_host_files(private: &Private, network: Network) -> Result<()
 
 /// Writes a copy of the host's `/etc/resolv.conf`: the file itself may be a link, or be replaced while the step runs.
 fn write_resolver(private: &Private) -> Result<(), Failure> {
-    let content = match fs_err::read("/etc/resolv.conf") {
-        Ok(content) => content,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error).trying(|| "read the host's /etc/resolv.conf"),
-    };
-    private.write("resolv.conf", &content, 0o644, (0, 0))
+    private.write("resolv.conf", &read_resolver()?, 0o644, (0, 0))
+}
+
+fn read_resolver() -> Result<Vec<u8>, Failure> {
+    match fs_err::read("/etc/resolv.conf") {
+        Ok(content) => Ok(content),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).trying(|| "read the host's /etc/resolv.conf"),
+    }
+}
+
+/// What of the host a step sees: taken while the process still has the host's mounts.
+pub(super) struct Host {
+    /// Of the process's pid namespace. In a user namespace the kernel gives one only to who has the host's in sight; so with `/sys`.
+    proc: OwnedFd,
+    sys: OwnedFd,
+    console: Option<OwnedFd>,
+    resolver: Option<Vec<u8>>,
+}
+
+impl Host {
+    pub(super) fn take(streams: &Streams, network: Network) -> Result<Self, Failure> {
+        let proc = file_system("proc", &[], Attributes::NO_EXEC).trying(|| "make /proc")?;
+        let with = Attributes::NO_EXEC.readonly();
+        let sys = if network == Network::Host && obuild_rootless::current().is_some() {
+            // The kernel makes a sysfs only for who owns the network that it shows.
+            bind_all(super::native::open_host("/sys")?.as_fd(), with)
+                .trying(|| "show the host's /sys")?
+        } else {
+            file_system("sysfs", &[], with).trying(|| "make /sys")?
+        };
+        let console = match streams {
+            Streams::Inherit {
+                terminal: Some(path),
+            } => {
+                // So that the step's terminal has a name inside.
+                let action = || format!("show the terminal {} as /dev/console", path.display());
+                let path = path.as_os_str().as_bytes();
+                Some(bind(CWD, path, Attributes::DEVICES).trying(action)?)
+            }
+            _ => None,
+        };
+        let resolver = (network == Network::Host).then(read_resolver).transpose()?;
+        Ok(Self {
+            proc,
+            sys,
+            console,
+            resolver,
+        })
+    }
 }
 
 /// Shows the files that tell the step about its host.
 pub(super) fn host_files(
     tree: &mut Tree,
-    template: &Template,
+    template: &Entered,
     private: &Private,
-    network: Network,
+    host: &Host,
 ) -> Result<(), Failure> {
     place(tree, &template.show("hosts")?, b"/etc/hosts", Kind::File)?;
-    if network == Network::Host {
-        write_resolver(private)?;
+    if let Some(resolver) = &host.resolver {
+        private.write("resolv.conf", resolver, 0o644, (0, 0))?;
         let mount = private.show("resolv.conf")?;
         place(tree, &mount, b"/etc/resolv.conf", Kind::File)?;
     }
@@ -94,14 +138,8 @@ pub(super) fn host_files(
 }
 
 /// Mounts what every Linux program expects.
-pub(super) fn system(
-    tree: &mut Tree,
-    template: &Template,
-    streams: &Streams,
-    network: Network,
-) -> Result<(), Failure> {
-    let proc = file_system("proc", &[], Attributes::NO_EXEC).trying(|| "make /proc")?;
-    place(tree, &proc, b"/proc", Kind::Directory)?;
+pub(super) fn system(tree: &mut Tree, template: &Entered, host: &Host) -> Result<(), Failure> {
+    place(tree, &host.proc, b"/proc", Kind::Directory)?;
 
     // The directory itself is nodev, since steps may make nodes; ours are mounted into it one by one, read-only, which keeps their
     // modes but not the devices behind them from being changed.
@@ -113,14 +151,8 @@ pub(super) fn system(
     for &(name, _, _) in NODES {
         attach_file(&dev, name, &template.show(name)?).trying(|| format!("mount /dev/{name}"))?;
     }
-    if let Streams::Inherit {
-        terminal: Some(path),
-    } = streams
-    {
-        // So that the step's terminal has a name inside.
-        let action = || format!("show the terminal {} as /dev/console", path.display());
-        let mount = bind(CWD, path.as_os_str().as_bytes(), Attributes::DEVICES).trying(action)?;
-        attach_file(&dev, "console", &mount).trying(action)?;
+    if let Some(console) = &host.console {
+        attach_file(&dev, "console", console).trying(|| "mount /dev/console")?;
     }
     for (name, target) in DEV_LINKS {
         rustix::fs::symlinkat(*target, &dev, *name).trying(|| format!("make /dev/{name}"))?;
@@ -139,15 +171,7 @@ pub(super) fn system(
     rustix::fs::mkdirat(&dev, "shm", Mode::from_raw_mode(0o1777)).trying(|| "make /dev/shm")?;
     rustix::process::umask(old);
 
-    let with = Attributes::NO_EXEC.readonly();
-    let sys = if network == Network::Host && obuild_rootless::current().is_some() {
-        // The kernel makes a sysfs only for who owns the network that it shows.
-        bind_all(super::native::open_host("/sys")?.as_fd(), with)
-            .trying(|| "show the host's /sys")?
-    } else {
-        file_system("sysfs", &[], with).trying(|| "make /sys")?
-    };
-    place(tree, &sys, b"/sys", Kind::Directory)
+    place(tree, &host.sys, b"/sys", Kind::Directory)
 }
 
 fn attach_file(directory: &OwnedFd, name: &str, mount: &OwnedFd) -> std::io::Result<()> {
@@ -262,13 +286,13 @@ impl Protected {
     }
 
     /// Hides and write-protects what leads to the host.
-    pub(super) fn apply(&self, tree: &Tree, template: &Template) -> Result<(), Failure> {
+    pub(super) fn apply(&self, tree: &Tree, template: &Entered) -> Result<(), Failure> {
         for (path, directory) in &self.masked {
             let action = || format!("hide {path}");
             let Some(point) = point(tree, path)? else {
                 continue;
             };
-            let mount = template.show(if *directory { "empty" } else { "null" })?;
+            let mount = template.show(if *directory { EMPTY } else { "null" })?;
             attach(&mount, point.as_fd()).trying(action)?;
         }
         for path in &self.read_only {

@@ -3,7 +3,6 @@
 
 use super::init::Stdio;
 use super::private::{Private, is_readonly};
-use super::template::Template;
 use super::{Prepared, accounts, clock, exec, mounts, networks, programs};
 use crate::sandbox::Network;
 use crate::tree::{Attributes, Kind, Tree, attach};
@@ -12,7 +11,6 @@ use crate::{seccomp, sys};
 use bstr::ByteSlice;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::UnmountFlags;
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 use std::path::Path;
@@ -45,7 +43,7 @@ pub(super) fn start(
             variation.last_process.to_string(),
         );
     }
-    let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    let mut namespaces = UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     // But in a user namespace the process is in its network namespace already: see `networks`.
     let network = obuild_rootless::current().is_some() && command.network == Network::None;
     namespaces.set(UnshareFlags::NEWNET, network);
@@ -61,13 +59,15 @@ pub(super) fn start(
                 .trying(|| format!("open {}", path.display()))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    prepared.template.clone()?;
-    let template = Template::open()?;
-    let private = Private::new(Template::open()?.place());
-    let root = private.mount_tree(&request.rootfs, "root", Attributes::ROOT)?;
-    attach(&root, open_host("/")?.as_fd()).trying(|| "mount the root")?;
+    let template = prepared.template.as_ref().map_err(Failure::clone)?;
+    let among_host = Private::among_host();
+    let root = among_host.mount_tree(&request.rootfs, "root", Attributes::ROOT)?;
+    let extra = mounts::extra(&among_host, &command.mounts)?;
+    let host = mounts::Host::take(&request.streams, command.network)?;
+    let template = template.enter()?;
+    let private = Private::new(template.place()?);
+    attach(&root, template.root()).trying(|| "mount the root")?;
     let tree = slot.insert(Tree::new(root));
-    let extra = mounts::extra(&private, &command.mounts)?;
     let account = accounts::find(tree, &command.user)?;
     let owner = (account.uid, account.gid);
 
@@ -75,8 +75,8 @@ pub(super) fn start(
         private.write(&format!("secret-{index}"), value, 0o400, owner)?;
     }
 
-    mounts::system(tree, &template, &request.streams, command.network)?;
-    mounts::host_files(tree, &template, &private, command.network)?;
+    mounts::system(tree, &template, &host)?;
+    mounts::host_files(tree, &template, &private, &host)?;
     for (mount, kind, target) in extra {
         let point = tree.point(target, kind);
         let point = point.trying(|| format!("mount {} in the tree", target.as_bstr()))?;
@@ -146,12 +146,12 @@ pub(super) fn start(
     Ok(child)
 }
 
-/// Makes the tree the root of the process and lets go of the host's.
+/// Makes the tree the root of the process.
+///
+/// It is mounted on the root of the mount namespace, so whoever goes up from anywhere ends at it. Below it is nothing but the template, and only who may
+/// unmount could get at that.
 fn enter(tree: &Tree) -> Result<(), Failure> {
     let action = || "change to the step's root";
     rustix::process::fchdir(tree.root()).trying(action)?;
-    // pivot_root(2), NOTES: with "." for both, the old root ends up on top of the new one and is unmounted from there.
-    rustix::process::pivot_root(".", ".").trying(action)?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).trying(|| "let go of the host's root")?;
-    rustix::process::chdir("/").trying(action)
+    rustix::process::chroot(".").trying(action)
 }

@@ -2,18 +2,21 @@
 //! A directory in memory that only the step's init process reaches: secrets and what differs from step to step are shown from it one
 //! by one.
 
+use super::template::open_place;
 use crate::sandbox::{OverlayMount, Rootfs, Upper};
+use crate::sys;
 use crate::tree::{Attributes, attach, bind, file_system, overlay};
 use crate::wire::{Failure, Trying};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::thread::UnshareFlags;
 use std::cell::OnceCell;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// The sandbox's own files, which no path of the step leads to: what is shown is mounted from here piece by piece.
 pub(super) struct Private {
-    place: OwnedFd,
+    place: Option<OwnedFd>,
     directory: OnceCell<OwnedFd>,
 }
 
@@ -21,7 +24,15 @@ impl Private {
     /// Makes an empty one when it is needed first, mounted on `place`, which must be in the step's own mount namespace.
     pub(super) fn new(place: OwnedFd) -> Self {
         Self {
-            place,
+            place: Some(place),
+            directory: OnceCell::new(),
+        }
+    }
+
+    /// Makes an empty one when it is needed first, in a mount namespace that the process gets then. The host's mounts stay in reach.
+    pub(super) fn among_host() -> Self {
+        Self {
+            place: None,
             directory: OnceCell::new(),
         }
     }
@@ -33,7 +44,13 @@ impl Private {
         let action = || "make the sandbox's private directory";
         let options = [("mode", "755"), ("size", "65536k")];
         let directory = file_system("tmpfs", &options, Attributes::NO_EXEC).trying(action)?;
-        attach(&directory, self.place.as_fd()).trying(action)?;
+        if let Some(place) = &self.place {
+            attach(&directory, place.as_fd())
+        } else {
+            sys::unshare(UnshareFlags::NEWNS).trying(action)?;
+            attach(&directory, open_place()?.as_fd())
+        }
+        .trying(action)?;
         Ok(self.directory.get_or_init(|| directory).as_fd())
     }
 

@@ -3,10 +3,13 @@
 //! piece by piece: a mount costs the kernel much less than a file system of the step's own with all that in it.
 
 use super::native;
+use crate::sys;
 use crate::tree::{Attributes, attach, bind, copy, file_system};
 use crate::wire::{Failure, Trying};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::UnmountFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use std::io::Write;
 
 // Character devices of linux v6.18 Documentation/admin-guide/devices.txt: name, major, minor.
@@ -19,14 +22,20 @@ pub(super) const NODES: &[(&str, u32, u32)] = &[
     ("tty", 5, 0),
 ];
 
-/// Where it is mounted in the helper's own mount namespace, and so in those of all steps until they change their root. A directory of
-/// sysfs that no program of ours or of a step looks into there.
+/// Its directory that hides directories.
+pub(super) const EMPTY: &str = "empty";
+
+/// Its directory that a step's own files are mounted on.
+const PRIVATE: &str = "private";
+
+/// Directories of sysfs to mount something on that no program of ours looks into.
 const PLACES: [&str; 2] = ["/sys/kernel", "/sys"];
 
-/// In a user namespace a step may be shown the host's `/sys` as it is: there it is mounted on a directory of procfs that is as good.
+/// In a user namespace a step may be shown the host's `/sys` as it is: there a directory of procfs is as good.
 const ROOTLESS: [&str; 2] = ["/proc/fs", "/proc"];
 
-fn open_place() -> Result<OwnedFd, Failure> {
+/// Opens a place that things can be mounted on in a mount namespace that still has the host's mounts.
+pub(super) fn open_place() -> Result<OwnedFd, Failure> {
     let [first, second] = if obuild_rootless::current().is_some() {
         ROOTLESS
     } else {
@@ -39,57 +48,100 @@ fn open_place() -> Result<OwnedFd, Failure> {
 pub(super) const HOSTS: &[u8] =
     b"127.0.0.1 localhost builder\n::1 localhost ip6-localhost ip6-loopback\n";
 
-/// The template as a step's init process sees it.
+/// A mount namespace that has nothing but the template, as its root. A step's own is copied from it: the kernel copies, and takes down again,
+/// one mount instead of all of the host's, and has none to unmount before the step begins, which costs it a wait for all processors.
 pub(super) struct Template(OwnedFd);
 
 impl Template {
-    /// Gives the helper its own mounts, which the host never sees, and makes the template among them. Mounts that the host makes or
-    /// removes later appear and disappear here too.
-    pub(super) fn mount() -> Result<(), Failure> {
-        crate::sys::unshare(rustix::thread::UnshareFlags::NEWNS)
-            .trying(|| "make a mount namespace for the helper")?;
-        native::own_mounts()?;
+    /// Makes it. The helper gets mounts of its own meanwhile, which the host never sees; mounts that the host makes or removes later appear
+    /// and disappear here too.
+    pub(super) fn make() -> Result<Self, Failure> {
         let action = || "make what all steps see";
-        // Not NODEV: the device nodes are shown from here.
-        let made = file_system("tmpfs", &[("mode", "755")], Attributes::DEVICES).trying(action)?;
-        let old = rustix::process::umask(Mode::empty());
-        let filled = fill(&made);
-        rustix::process::umask(old);
-        filled.trying(action)?;
-        Attributes::DEVICES
-            .readonly()
-            .set(made.as_fd())
-            .trying(action)?;
-        attach(&made, open_place()?.as_fd()).trying(action)?;
-        if obuild_rootless::current().is_some() {
-            // Nobody can make a device there, so the host's are shown.
-            for &(name, ..) in NODES {
-                let host = format!("/dev/{name}");
-                let action = || format!("show the host's {host}");
-                let with = Attributes::DEVICES.readonly();
-                let node = bind(CWD, host.as_bytes(), with).trying(action)?;
-                let flags = OFlags::PATH | OFlags::CLOEXEC;
-                let point = rustix::fs::openat(&made, name, flags, Mode::empty()).trying(action)?;
-                attach(&node, point.as_fd()).trying(action)?;
-            }
-        }
-        Ok(())
+        sys::unshare(UnshareFlags::NEWNS).trying(|| "make a mount namespace for the helper")?;
+        native::own_mounts()?;
+        let (home, root) = (own().trying(action)?, native::open_host("/")?);
+        sys::unshare(UnshareFlags::NEWNS).trying(action)?;
+        let made = own().trying(action).and_then(|own| {
+            make_root()?;
+            Ok(Self(own))
+        });
+        join(&home).trying(|| "go back to the helper's mounts")?;
+        // setns(2) leaves the process at the root of the namespace, but its own may have been another.
+        rustix::process::fchdir(&root).trying(action)?;
+        rustix::process::chroot(".").trying(action)?;
+        made
     }
 
-    /// Finds it in the mount namespace of a step.
-    pub(super) fn open() -> Result<Self, Failure> {
-        open_place().map(Self)
+    /// Gives the process, which has one thread, a mount namespace of its own that is as the template's. The host's mounts are out of reach then.
+    pub(super) fn enter(&self) -> Result<Entered, Failure> {
+        let action = || "enter the step's own mounts";
+        join(&self.0).trying(action)?;
+        sys::unshare(UnshareFlags::NEWNS).trying(action)?;
+        native::open_host("/").map(Entered)
+    }
+}
+
+/// The template in the mount namespace of a step.
+pub(super) struct Entered(OwnedFd);
+
+impl Entered {
+    /// Returns what the step's root is mounted on.
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
-    /// Returns a place that things can be mounted on before the step's root is entered.
-    pub(super) fn place(self) -> OwnedFd {
-        self.0
+    /// Returns a place that something of the step's own can be mounted on.
+    pub(super) fn place(&self) -> Result<OwnedFd, Failure> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.0, PRIVATE, flags, Mode::empty())
+            .trying(|| "open the sandbox's private directory")
     }
 
     /// Returns one of its files or directories as a detached, read-only mount.
     pub(super) fn show(&self, name: &str) -> Result<OwnedFd, Failure> {
         copy(self.0.as_fd(), name.as_bytes()).trying(|| format!("show the sandbox's own {name}"))
     }
+}
+
+fn own() -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())
+}
+
+fn join(namespace: &OwnedFd) -> rustix::io::Result<()> {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+}
+
+/// Makes the template the root of the process's mount namespace, and lets go of everything else in it.
+fn make_root() -> Result<(), Failure> {
+    let action = || "make what all steps see";
+    // Not NODEV: the device nodes are shown from here.
+    let made = file_system("tmpfs", &[("mode", "755")], Attributes::DEVICES).trying(action)?;
+    let old = rustix::process::umask(Mode::empty());
+    let filled = fill(&made);
+    rustix::process::umask(old);
+    filled.trying(action)?;
+    Attributes::DEVICES
+        .readonly()
+        .set(made.as_fd())
+        .trying(action)?;
+    attach(&made, open_place()?.as_fd()).trying(action)?;
+    if obuild_rootless::current().is_some() {
+        // Nobody can make a device there, so the host's are shown.
+        for &(name, ..) in NODES {
+            let host = format!("/dev/{name}");
+            let action = || format!("show the host's {host}");
+            let with = Attributes::DEVICES.readonly();
+            let node = bind(CWD, host.as_bytes(), with).trying(action)?;
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let point = rustix::fs::openat(&made, name, flags, Mode::empty()).trying(action)?;
+            attach(&node, point.as_fd()).trying(action)?;
+        }
+    }
+    rustix::process::fchdir(&made).trying(action)?;
+    // pivot_root(2), NOTES: with "." for both, the old root ends up on top of the new one and is unmounted from there.
+    rustix::process::pivot_root(".", ".").trying(action)?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).trying(|| "let go of the host's root")
 }
 
 fn fill(directory: &OwnedFd) -> std::io::Result<()> {
@@ -104,7 +156,9 @@ fn fill(directory: &OwnedFd) -> std::io::Result<()> {
         let mode = Mode::from_raw_mode(0o666);
         rustix::fs::mknodat(directory, name, kind, mode, device)?;
     }
-    rustix::fs::mkdirat(directory, "empty", Mode::from_raw_mode(0o755))?;
+    for name in [EMPTY, PRIVATE] {
+        rustix::fs::mkdirat(directory, name, Mode::from_raw_mode(0o755))?;
+    }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let hosts = rustix::fs::openat(directory, "hosts", flags, Mode::from_raw_mode(0o644))?;
     std::fs::File::from(hosts).write_all(HOSTS)
