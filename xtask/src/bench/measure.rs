@@ -40,7 +40,8 @@ pub(crate) struct Meter {
 pub(crate) struct Group {
     /// Its path below each hierarchy, for what takes a cgroup parent.
     pub(crate) name: String,
-    /// Its directory in the cpuacct hierarchy.
+    /// Its directory in the cpuacct hierarchy. This process is in it, and so is whatever it starts: to move each command into it would make the
+    /// kernel take the slow way at every fork for a while after, in the command too.
     cpuacct: Option<PathBuf>,
     _guards: Vec<Guard>,
 }
@@ -60,6 +61,7 @@ impl Group {
                 // Only v1: in v2 the sandboxes sit in cgroups of their own.
                 let usage = hierarchy.path().join("cpuacct.usage");
                 if usage.exists() && cpuacct.is_none() && fs_err::create_dir(&directory).is_ok() {
+                    fs_err::write(directory.join("cgroup.procs"), "0")?;
                     cpuacct = Some(directory);
                 }
             }
@@ -77,6 +79,15 @@ impl Group {
             fs_err::write(directory.join("cgroup.procs"), pid.to_string())?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Out of it, so that it can be removed.
+        if let Some(hierarchy) = self.cpuacct.as_ref().and_then(|group| group.parent()) {
+            let _ = fs_err::write(hierarchy.join("cgroup.procs"), "0");
+        }
     }
 }
 
@@ -141,9 +152,6 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
     let [log, cgroup, program, rest @ ..] = arguments else {
         bail!("usage: {VERB} LOG CGROUP PROGRAM ARGUMENT…");
     };
-    if !cgroup.is_empty() {
-        fs_err::write(Path::new(cgroup).join("cgroup.procs"), "0")?;
-    }
     let log = fs_err::File::create(log)?.into_parts().0;
     let mut command = Command::new(program);
     command
