@@ -46,8 +46,9 @@ impl Engine {
                 .await?
                 .unwrap_or_default(),
         );
+        let quick = digests.answers(&parsed, base_dir);
         let (base_dir, token) = (PathBuf::from(base_dir), cancel.clone());
-        let (resolved, digests) = blocking(move || {
+        let work = move || {
             let options = ResolveOptions {
                 base_dir: &base_dir,
                 digests: &digests,
@@ -57,8 +58,13 @@ impl Engine {
             };
             let resolved = obuild_images::resolve(&parsed, &options);
             Ok((resolved, digests))
-        })
-        .await?;
+        };
+        // A thread takes longer to start than it takes to look at a file.
+        let (resolved, digests) = if quick {
+            work()?
+        } else {
+            blocking(work).await?
+        };
         let resolved = match resolved {
             Err(obuild_images::Error::Cancelled) => return Err(Error::Cancelled),
             resolved => resolved.map_err(wrong)?,
@@ -98,6 +104,16 @@ impl Remembered {
         Self {
             known,
             seen: Mutex::default(),
+        }
+    }
+
+    /// Returns whether a base can be resolved without reading it.
+    fn answers(&self, base: &Reference, base_dir: &Path) -> bool {
+        match base {
+            Reference::Scratch => true,
+            Reference::Tar(path) => fs_err::metadata(base_dir.join(path))
+                .is_ok_and(|file| self.known.contains_key(&FileStamp::of(&file))),
+            _ => false,
         }
     }
 

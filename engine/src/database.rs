@@ -529,13 +529,27 @@ impl Database {
     pub(crate) async fn touch(&self, ids: &[SnapshotId]) -> Result<(), Error> {
         let list = id_list(ids);
         let now = milliseconds(SystemTime::now());
-        sqlx::query(
-            "UPDATE steps SET used = ? WHERE id IN (SELECT value FROM json_each(?)) AND used < ?",
-        )
-        .bind(now)
-        .bind(list)
+        let mut connection = self.connection.lock().await;
+        let due = "id IN (SELECT value FROM json_each(?)) AND used < ?";
+        // To look costs less than to find out in a transaction that there is nothing to write.
+        let found = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "SELECT 1 FROM steps WHERE {due} LIMIT 1"
+        )))
+        .bind(&list)
         .bind(now - 60_000)
-        .execute(&mut *self.connection.lock().await)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(|e| self.fail(e))?;
+        if found.is_none() {
+            return Ok(());
+        }
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "UPDATE steps SET used = ? WHERE {due}"
+        )))
+        .bind(now)
+        .bind(&list)
+        .bind(now - 60_000)
+        .execute(&mut *connection)
         .await
         .map_err(|e| self.fail(e))?;
         Ok(())

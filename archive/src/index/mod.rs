@@ -271,5 +271,7 @@ fn publish(path: &Path, content: &[u8]) -> Result<(), Error> {
 }
 
 fn is_there(path: &Path, content: &[u8]) -> bool {
-    fs_err::read(path).is_ok_and(|there| there == content)
+    let length = fs_err::metadata(path).map(|metadata| metadata.len());
+    let same_length = length.is_ok_and(|length| length == content.len() as u64);
+    same_length && fs_err::read(path).is_ok_and(|there| there == content)
 }

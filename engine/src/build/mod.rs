@@ -22,12 +22,12 @@ use obuild_images::Resolved;
 use obuild_images::tree::DigestMemo;
 use obuild_specs::{CopySource, NodeIndex, Operation, Plan, StepId};
 use obuild_stores::SnapshotId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 use tokio::sync::{Mutex as AsyncMutex, SetOnce};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// Which steps run although their result is in the store.
@@ -78,6 +78,9 @@ struct State {
     told: SetOnce<()>,
 }
 
+/// The results that were there at the start, and the noting of their use, which goes on meanwhile.
+type Noted = (HashSet<SnapshotId>, JoinHandle<Result<(), Error>>);
+
 struct Build {
     engine: Arc<Engine>,
     plan: Plan,
@@ -96,6 +99,7 @@ struct Build {
     fetched: AtomicUsize,
     /// Which node is the one that runs of those that have the same result.
     first: OnceLock<HashMap<SnapshotId, NodeIndex>>,
+    noted: Mutex<Option<Noted>>,
     /// Whether caches are believed what copies copy.
     trusting: bool,
 }
@@ -147,6 +151,7 @@ impl Engine {
                 built: AtomicUsize::new(0),
                 fetched: AtomicUsize::new(0),
                 first: OnceLock::new(),
+                noted: Mutex::default(),
                 trusting,
             });
             let result = build.execute(&needed).await;
@@ -202,6 +207,7 @@ impl Build {
                 missing[first[id]] = true;
             }
         }
+        self.note(own.iter().filter(|index| !missing[**index]));
         self.tell(Event::BuildStarted { steps: own.len() }).await;
         // Set once, here.
         let _ = self.first.set(first.clone());
@@ -269,6 +275,19 @@ impl Build {
                 "the target has no id after the build".to_owned(),
             )),
         }
+    }
+
+    /// Begins to note that the results of these nodes are used.
+    fn note<'a>(&self, nodes: impl Iterator<Item = &'a NodeIndex>) {
+        let ids: HashSet<SnapshotId> = nodes
+            .filter_map(|index| self.states[*index].snapshot.get().copied())
+            .collect();
+        let (engine, list) = (
+            Arc::clone(&self.engine),
+            ids.iter().copied().collect::<Vec<_>>(),
+        );
+        let noting = tokio::spawn(async move { engine.database().await?.touch(&list).await });
+        *self.noted.lock().expect("no holder of this lock panics") = Some((ids, noting));
     }
 
     fn exists(&self, id: SnapshotId) -> Result<bool, Error> {
@@ -546,10 +565,15 @@ impl Build {
             .lock()
             .expect("no holder of this lock panics")
             .is_empty();
-        let used: Vec<_> = needed
+        let mut used: Vec<_> = needed
             .iter()
             .filter_map(|index| self.states[*index].snapshot.get().copied())
             .collect();
+        let noted = self
+            .noted
+            .lock()
+            .expect("no holder of this lock panics")
+            .take();
         let store = Arc::clone(&self.engine.store);
         // What was found may be of a build that still runs, or was killed before it synced.
         let unsafe_yet = wrote || {
@@ -560,7 +584,15 @@ impl Build {
             unsafe_yet.then(|| tokio::spawn(blocking(move || store.sync().map_err(Error::Store))));
         self.engine.flush().await?;
         self.record_fetched(needed).await?;
-        self.engine.database().await?.touch(&used).await?;
+        if let Some((ids, noting)) = noted {
+            used.retain(|id| !ids.contains(id));
+            noting
+                .await
+                .unwrap_or_else(|error| Err(Error::Bug(error.to_string())))?;
+        }
+        if !used.is_empty() {
+            self.engine.database().await?.touch(&used).await?;
+        }
         match syncing {
             Some(syncing) => syncing
                 .await
