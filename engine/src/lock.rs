@@ -212,7 +212,7 @@ impl Removal {
         for entry in entries {
             let path = entry.map_err(io("list", &directory))?.path();
             let Ok(file) = open(&path) else { continue };
-            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            if take(&file, &path) {
                 let _ = fs_err::remove_file(&path);
                 continue;
             }

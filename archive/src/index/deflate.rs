@@ -87,7 +87,7 @@ pub fn trailer<'a>(segments: impl IntoIterator<Item = &'a Segment>) -> [u8; TRAI
 }
 
 /// Something to compress: its place in the results, what stands before it, and it itself.
-type Job = (usize, Arc<[u8]>, Arc<Vec<u8>>);
+type Job = (usize, Vec<u8>, Vec<u8>);
 
 /// What became of it.
 type Done = (usize, Result<(Segment, Vec<u8>), Error>);
@@ -119,7 +119,7 @@ impl Pool {
     }
 
     /// Gives the next segment; waits while too many wait.
-    pub(super) fn give(&mut self, before: Arc<[u8]>, raw: Arc<Vec<u8>>) -> Result<(), Error> {
+    pub(super) fn give(&mut self, before: Vec<u8>, raw: Vec<u8>) -> Result<(), Error> {
         let job = (self.given, before, raw);
         self.given += 1;
         let gone = |_| Error::Compression("the compressing threads are gone".to_owned());

@@ -226,18 +226,22 @@ impl Index {
 
     /// Returns whether a file holds this index.
     fn is(&self, path: &Path) -> bool {
-        let length = fs_err::metadata(path).map(|metadata| metadata.len());
-        if !length.is_ok_and(|length| length == self.bytes()) {
-            return false;
-        }
-        let compare = |file| {
-            self.write(&mut Comparison {
-                file,
-                there: Vec::new(),
-            })
-        };
-        fs_err::File::open(path).and_then(compare).is_ok()
+        holds(path, self.bytes(), |out| self.write(out))
     }
+}
+
+/// Returns whether a file has what is written, which is so many bytes.
+fn holds(
+    path: &Path,
+    bytes: u64,
+    write: impl FnOnce(&mut Comparison) -> std::io::Result<()>,
+) -> bool {
+    let length = fs_err::metadata(path).map(|metadata| metadata.len());
+    let compare = |file| {
+        let there = Vec::new();
+        write(&mut Comparison { file, there })
+    };
+    length.is_ok_and(|length| length == bytes) && fs_err::File::open(path).and_then(compare).is_ok()
 }
 
 /// Takes what a file should hold, and fails where it holds something else.
@@ -271,7 +275,5 @@ fn publish(path: &Path, content: &[u8]) -> Result<(), Error> {
 }
 
 fn is_there(path: &Path, content: &[u8]) -> bool {
-    let length = fs_err::metadata(path).map(|metadata| metadata.len());
-    let same_length = length.is_ok_and(|length| length == content.len() as u64);
-    same_length && fs_err::read(path).is_ok_and(|there| there == content)
+    holds(path, content.len() as u64, |out| out.write_all(content))
 }

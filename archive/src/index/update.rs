@@ -52,7 +52,7 @@ pub(super) fn from_nothing(
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let segments = std::thread::scope(|scope| {
         let mut pool = Pool::start(scope, threads.min(16));
-        let mut before: Arc<[u8]> = Arc::default();
+        let mut before = Vec::new();
         let (mut first, mut raw) = (BString::default(), Vec::new());
         let mut close = |table: &mut Table, first: &BString, raw: &mut Vec<u8>| {
             if raw.is_empty() {
@@ -60,7 +60,7 @@ pub(super) fn from_nothing(
             }
             let at = store.add_raw(table, raw)?;
             firsts.push((first.clone(), at));
-            let raw = Arc::new(std::mem::take(raw));
+            let raw = std::mem::take(raw);
             let window = window(&before, &raw);
             pool.give(std::mem::replace(&mut before, window), raw)
         };
@@ -97,12 +97,12 @@ pub(super) fn from_nothing(
 }
 
 /// Returns the last 16 KiB of what stands before the next piece.
-fn window(before: &[u8], raw: &[u8]) -> Arc<[u8]> {
+fn window(before: &[u8], raw: &[u8]) -> Vec<u8> {
     if raw.len() >= PRIMING {
-        return raw[raw.len() - PRIMING..].into();
+        return raw[raw.len() - PRIMING..].to_vec();
     }
     let older = &before[before.len().saturating_sub(PRIMING - raw.len())..];
-    [older, raw].concat().into()
+    [older, raw].concat()
 }
 
 fn piece(

@@ -85,17 +85,12 @@ impl Objects {
         if !others.is_empty() {
             self.git()?.ask(others.into_iter().map(|(id, _)| *id));
         }
-        let ahead = match &self.local {
-            Some(local) if here.len() >= AHEAD => {
-                Some(self.ahead.get_or_insert_with(|| local.ahead()))
-            }
-            _ => None,
-        };
-        let is_ahead = ahead.is_some();
-        if let Some(ahead) = ahead {
+        let is_ahead = here.len() >= AHEAD;
+        if let Some(local) = self.local.as_ref().filter(|_| is_ahead) {
             let wanted = here
                 .into_iter()
                 .filter_map(|(id, place)| Some((place.clone()?, id.to_vec())));
+            let ahead = self.ahead.get_or_insert_with(|| local.ahead());
             ahead.read(wanted);
         }
         self.questions

@@ -74,25 +74,37 @@ pub(super) fn changes<E: From<Error>>(
     };
     while !comparison.directories.is_empty() {
         let level = std::mem::take(&mut comparison.directories);
-        let mut batches = level.chunks(BATCH);
-        let mut next = batches.next();
-        if let Some(first) = next {
-            ask_for(objects, first)?;
-        }
-        while let Some(batch) = next {
-            // One batch ahead, so that all processors have work.
-            next = batches.next();
-            if let Some(following) = next {
-                ask_for(objects, following)?;
-            }
-            comparison.compare(objects, batch)?;
-        }
+        in_batches(objects, &level, ask_for, |objects, batch| {
+            comparison.compare(objects, batch)
+        })?;
     }
     let Comparison {
         files, mut skipped, ..
     } = comparison;
     pass_on(objects, files, &options.limits, &mut skipped, visit)?;
     Ok(skipped)
+}
+
+/// Asks for what batches need and goes through them, asking one batch ahead: so git is never idle, and all processors have work.
+fn in_batches<T, E: From<Error>>(
+    objects: &mut Objects,
+    items: &[T],
+    ask: impl Fn(&mut Objects, &[T]) -> Result<(), Error>,
+    mut visit: impl FnMut(&mut Objects, &[T]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut batches = items.chunks(BATCH);
+    let mut next = batches.next();
+    if let Some(first) = next {
+        ask(objects, first)?;
+    }
+    while let Some(batch) = next {
+        next = batches.next();
+        if let Some(following) = next {
+            ask(objects, following)?;
+        }
+        visit(objects, batch)?;
+    }
+    Ok(())
 }
 
 /// Returns those that are not the same before and after.
@@ -336,17 +348,7 @@ fn pass_on<E: From<Error>>(
         let blobs = batch.iter().filter_map(|(_, blob)| blob.as_ref());
         objects.ask(blobs.map(|blob| blob.id.as_slice()))
     };
-    let mut batches = files.chunks(BATCH);
-    let mut next = batches.next();
-    if let Some(first) = next {
-        ask(objects, first)?;
-    }
-    while let Some(batch) = next {
-        // One batch ahead, so that git is never idle.
-        next = batches.next();
-        if let Some(following) = next {
-            ask(objects, following)?;
-        }
+    in_batches(objects, &files, ask, |objects, batch| {
         for (path, blob) in batch {
             let mut change = Change {
                 path: path.clone(),
@@ -373,8 +375,8 @@ fn pass_on<E: From<Error>>(
             }
             visit(change)?;
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -6,11 +6,11 @@
 //! directory or a recipe, needs no place in the container, and a step sees the same in every sandbox. See
 //! `docs/decisions/0011-docker.md`.
 
+use super::namespaces::Kind;
 use crate::wire;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::FileType;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::io;
 
 /// Where the container shows the caller's socket.
@@ -28,6 +28,6 @@ pub(super) fn enter() -> io::Result<OwnedFd> {
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(SOCKET)?)?;
     let namespace = wire::receive_namespace(socket.as_fd())?;
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
+    Kind::Mount.join(&namespace)?;
     Ok(socket)
 }

@@ -10,6 +10,7 @@ mod container;
 pub(crate) mod exec;
 pub(crate) mod init;
 mod mounts;
+mod namespaces;
 mod native;
 mod networks;
 mod private;

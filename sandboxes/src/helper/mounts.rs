@@ -63,15 +63,12 @@ pub(super) fn write_host_files(private: &Private, network: Network) -> Result<()
     private.write("hosts", HOSTS, 0o644, (0, 0))?;
     match network {
         Network::None => Ok(()),
-        Network::Host => write_resolver(private),
+        // A copy: the file itself may be a link, or be replaced while the step runs.
+        Network::Host => private.write("resolv.conf", &read_resolver()?, 0o644, (0, 0)),
     }
 }
 
-/// Writes a copy of the host's `/etc/resolv.conf`: the file itself may be a link, or be replaced while the step runs.
-fn write_resolver(private: &Private) -> Result<(), Failure> {
-    private.write("resolv.conf", &read_resolver()?, 0o644, (0, 0))
-}
-
+/// Returns the content of the host's `/etc/resolv.conf`.
 fn read_resolver() -> Result<Vec<u8>, Failure> {
     match fs_err::read("/etc/resolv.conf") {
         Ok(content) => Ok(content),

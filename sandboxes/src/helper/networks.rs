@@ -5,11 +5,11 @@
 //! capability to change its namespace (no `CAP_NET_ADMIN`, `/proc/sys` read-only), so when all of its processes are dead
 //! and no connection lingers, the namespace is as it was made. Steps that run at once never share one.
 
+use super::namespaces::Kind;
 use crate::sys;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use rustix::thread::UnshareFlags;
 use std::io;
 
 /// Namespaces kept idle; more steps at once make more, which go with their steps.
@@ -24,7 +24,7 @@ pub(super) struct Networks {
 impl Networks {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
-            host: own()?,
+            host: Kind::Network.own()?,
             idle: Vec::new(),
         })
     }
@@ -32,11 +32,12 @@ impl Networks {
     /// Moves the calling process into an idle namespace, or into a new one, and returns it.
     pub(super) fn enter(&mut self) -> io::Result<OwnedFd> {
         if let Some(network) = self.idle.pop() {
-            join(&network)?;
+            Kind::Network.join(&network)?;
             return Ok(network);
         }
         sys::unshare(UnshareFlags::NEWNET)?;
-        let made = own().and_then(|network| loopback().map(|()| network));
+        let made = (Kind::Network.own().map_err(io::Error::from))
+            .and_then(|network| loopback().map(|()| network));
         if made.is_err() {
             self.leave()?;
         }
@@ -45,12 +46,12 @@ impl Networks {
 
     /// Moves the calling process back.
     pub(super) fn leave(&self) -> io::Result<()> {
-        join(&self.host)
+        Ok(Kind::Network.join(&self.host)?)
     }
 
     /// Takes back the namespace of a step whose processes are all dead. It is kept if nothing is left in it.
     pub(super) fn give_back(&mut self, network: OwnedFd) {
-        if self.idle.len() < KEPT && join(&network).is_ok() {
+        if self.idle.len() < KEPT && Kind::Network.join(&network).is_ok() {
             let empty = is_empty();
             // Should this fail, the next `enter` finds the process in some namespace of a step, which is no worse.
             let _ = self.leave();
@@ -59,21 +60,6 @@ impl Networks {
             }
         }
     }
-}
-
-fn own() -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(
-        "/proc/self/ns/net",
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?)
-}
-
-fn join(network: &OwnedFd) -> io::Result<()> {
-    Ok(move_into_link_name_space(
-        network.as_fd(),
-        Some(LinkNameSpaceType::Network),
-    )?)
 }
 
 /// Returns whether no socket is in the caller's namespace, closed ones that wait for late packets included.

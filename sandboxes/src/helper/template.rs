@@ -2,6 +2,7 @@
 //! What all steps see alike: device nodes, `/etc/hosts`, and what hides a path. Made once by the helper, read-only, and shown to each step
 //! piece by piece: a mount costs the kernel much less than a file system of the step's own with all that in it.
 
+use super::namespaces::Kind;
 use super::native;
 use crate::sys;
 use crate::tree::{Attributes, attach, bind, copy, file_system};
@@ -9,7 +10,7 @@ use crate::wire::{Failure, Trying};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::UnmountFlags;
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use rustix::thread::UnshareFlags;
 use std::io::Write;
 
 // Character devices of linux v6.18 Documentation/admin-guide/devices.txt: name, major, minor.
@@ -59,13 +60,15 @@ impl Template {
         let action = || "make what all steps see";
         sys::unshare(UnshareFlags::NEWNS).trying(|| "make a mount namespace for the helper")?;
         native::own_mounts()?;
-        let (home, root) = (own().trying(action)?, native::open_host("/")?);
+        let (home, root) = (Kind::Mount.own().trying(action)?, native::open_host("/")?);
         sys::unshare(UnshareFlags::NEWNS).trying(action)?;
-        let made = own().trying(action).and_then(|own| {
+        let made = Kind::Mount.own().trying(action).and_then(|own| {
             make_root()?;
             Ok(Self(own))
         });
-        join(&home).trying(|| "go back to the helper's mounts")?;
+        Kind::Mount
+            .join(&home)
+            .trying(|| "go back to the helper's mounts")?;
         // setns(2) leaves the process at the root of the namespace, but its own may have been another.
         rustix::process::fchdir(&root).trying(action)?;
         rustix::process::chroot(".").trying(action)?;
@@ -75,7 +78,7 @@ impl Template {
     /// Gives the process, which has one thread, a mount namespace of its own that is as the template's. The host's mounts are out of reach then.
     pub(super) fn enter(&self) -> Result<Entered, Failure> {
         let action = || "enter the step's own mounts";
-        join(&self.0).trying(action)?;
+        Kind::Mount.join(&self.0).trying(action)?;
         sys::unshare(UnshareFlags::NEWNS).trying(action)?;
         native::open_host("/").map(Entered)
     }
@@ -101,15 +104,6 @@ impl Entered {
     pub(super) fn show(&self, name: &str) -> Result<OwnedFd, Failure> {
         copy(self.0.as_fd(), name.as_bytes()).trying(|| format!("show the sandbox's own {name}"))
     }
-}
-
-fn own() -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())
-}
-
-fn join(namespace: &OwnedFd) -> rustix::io::Result<()> {
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
 }
 
 /// Makes the template the root of the process's mount namespace, and lets go of everything else in it.
