@@ -2,11 +2,11 @@
 //! The caller's side of one step: hands it to the helper, passes its output on, ends it in time.
 
 use crate::Cancel;
-use crate::sandbox::{Command, Error, Exit, Rootfs, Stdio};
+use crate::sandbox::{Command, Error, Exit, Network, Rootfs, Stdio};
 use crate::terminal::Terminal;
 use crate::user::Account;
 use crate::wire::{self, Failure, Received, Reply, Request, Runtime, Streams};
-use crate::zygote::Helper;
+use crate::zygote::{Helper, Idle, Kept, gone};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -97,12 +97,16 @@ fn refused(what: &str) -> Error {
     }
 }
 
-/// A step that was handed to the helper.
-struct Step<'a> {
+/// A step that was handed to the helper, or to a process 1 that was kept.
+struct Step<'h, 'a> {
+    /// Where its process 1 may be kept, and for which network.
+    kept: Option<(&'h Kept, Network)>,
     socket: Option<OwnedFd>,
     /// The step's init process.
     process: Option<OwnedFd>,
     outcome: Option<Reply>,
+    /// Whether the init process has said that it waits for another step.
+    idle: bool,
     output: Output<'a>,
 }
 
@@ -119,13 +123,13 @@ enum Output<'a> {
     Streams(Option<Terminal>),
 }
 
-fn begin<'a>(
-    helper: &dyn Helper,
+fn begin<'h, 'a>(
+    helper: &'h dyn Helper,
     command: &Command,
     rootfs: &Rootfs,
     stdio: Stdio<'a>,
     surroundings: Surroundings,
-) -> Result<Step<'a>, Error> {
+) -> Result<Step<'h, 'a>, Error> {
     let failed = |action: &str| {
         let action = action.to_owned();
         move |error: rustix::io::Errno| Error::Setup {
@@ -133,11 +137,12 @@ fn begin<'a>(
             source: error.into(),
         }
     };
-    let flags = SocketFlags::CLOEXEC;
-    let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-        .map_err(failed("make the step's socket"))?;
-    // What the helper gets beside the socket; kept open until it is sent.
-    let mut sent: Vec<OwnedFd> = vec![theirs];
+    let kept = helper
+        .kept()
+        .filter(|_| may_be_kept(command, &stdio, &surroundings))
+        .map(|kept| (kept, command.network));
+    // What is sent beside the socket; kept open until it is sent.
+    let mut sent: Vec<OwnedFd> = Vec::new();
     let (streams, output) = match stdio {
         Stdio::Capture(sink) => {
             let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
@@ -194,15 +199,47 @@ fn begin<'a>(
         cgroups: surroundings.cgroups,
         runtime: surroundings.runtime,
         account,
+        keep: kept.is_some(),
     };
-    let descriptors: Vec<BorrowedFd<'_>> = sent.iter().map(AsFd::as_fd).collect();
-    helper.send(&request, &descriptors)?;
-    Ok(Step {
+    let mut descriptors: Vec<BorrowedFd<'_>> = sent.iter().map(AsFd::as_fd).collect();
+    let step = |socket, process| Step {
+        kept,
         socket: Some(socket),
-        process: None,
+        process,
         outcome: None,
+        idle: false,
         output,
-    })
+    };
+    while let Some(idle) = kept.and_then(|(kept, network)| kept.take(network)) {
+        match wire::send_request(idle.socket.as_fd(), &request, &descriptors) {
+            Ok(()) => return Ok(step(idle.socket, Some(idle.process))),
+            // It was killed since.
+            Err(error) if gone(&error) => {}
+            Err(source) => {
+                return Err(Error::Setup {
+                    action: "send the step to its process".to_owned(),
+                    source,
+                });
+            }
+        }
+    }
+    let flags = SocketFlags::CLOEXEC;
+    let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .map_err(failed("make the step's socket"))?;
+    descriptors.insert(0, theirs.as_fd());
+    helper.send(&request, &descriptors)?;
+    Ok(step(socket, None))
+}
+
+/// Returns whether a step's process 1 may serve another step afterwards. One that knew a secret does not, nor one with more of the step's than
+/// its output. In a user namespace a step makes its network itself: see `helper/native.rs`.
+fn may_be_kept(command: &Command, stdio: &Stdio<'_>, surroundings: &Surroundings) -> bool {
+    matches!(stdio, Stdio::Capture(_))
+        && command.secrets.is_empty()
+        && command.variation.is_none()
+        && surroundings.runtime.is_none()
+        && surroundings.account.is_none()
+        && obuild_rootless::current().is_none()
 }
 
 fn exit_of(status: i32) -> Exit {
@@ -216,7 +253,7 @@ fn exit_of(status: i32) -> Exit {
     }
 }
 
-impl Step<'_> {
+impl Step<'_, '_> {
     fn wait(mut self, timeout: Option<Duration>, cancel: &Cancel) -> Result<Exit, Error> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         // Why the step has to end, and when it is killed if it has not.
@@ -250,16 +287,20 @@ impl Step<'_> {
                 ending = Some((Exit::Cancelled, now + GRACE));
                 self.ask_to_end();
             }
-            if ready.process || (self.socket.is_none() && self.process.is_none()) {
+            let gone = self.socket.is_none() && self.process.is_none();
+            if ready.process || self.idle || gone {
                 break;
             }
         }
         // All processes are gone, so what they wrote is in the pipe and nothing follows.
         self.output.pass();
         let exit = ending.map(|(exit, _)| exit);
+        if exit.is_none() && self.idle {
+            self.keep();
+        }
         match (self.outcome.take(), exit) {
             (_, Some(exit)) => Ok(exit),
-            (Some(Reply::Ended(status)), None) => Ok(exit_of(status)),
+            (Some(Reply::Ended(status) | Reply::Kept(status)), None) => Ok(exit_of(status)),
             (Some(Reply::Failed(failure)), None) => Err(failure.into()),
             (Some(Reply::Started) | None, None) => {
                 Err(Failure::Helper("the step's process was killed from outside".to_owned()).into())
@@ -269,8 +310,12 @@ impl Step<'_> {
 
     fn poll(&self, cancel: Option<&Cancel>, until: Option<Instant>) -> Result<Ready, Error> {
         let mut waited: Vec<Waited<'_>> = Vec::with_capacity(6);
-        // Replies are read when the socket ends, which is when the helper has reaped the step's init process.
-        let waiting = PollFlags::empty();
+        // Replies are read when the socket ends, which is when the helper has reaped the step's init process, unless that is kept.
+        let waiting = if self.kept.is_some() {
+            PollFlags::IN
+        } else {
+            PollFlags::empty()
+        };
         if let Some(socket) = &self.socket {
             waited.push((PollFd::new(socket, waiting), |ready| ready.socket = true));
         } else if let Some(process) = &self.process {
@@ -330,11 +375,25 @@ impl Step<'_> {
                 Received::Reply(Reply::Started, process) => self.process = process,
                 // The command's own process may say why it could not start before its parent says that it ended.
                 Received::Reply(reply, _) => {
+                    self.idle = matches!(reply, Reply::Kept(_));
                     self.outcome.get_or_insert(reply);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Has the step's init process, which waits, serve others.
+    fn keep(&mut self) {
+        if let (Some((kept, network)), Some(socket), Some(process)) =
+            (self.kept, self.socket.take(), self.process.take())
+        {
+            kept.put(Idle {
+                socket,
+                process,
+                network,
+            });
+        }
     }
 
     fn ask_to_end(&self) {
@@ -351,7 +410,7 @@ impl Step<'_> {
     }
 }
 
-impl Drop for Step<'_> {
+impl Drop for Step<'_, '_> {
     /// Ends the step if it was left early, by an error or a panic in the caller's sink: what the trait promises holds then too.
     fn drop(&mut self) {
         if self.process.is_none() {

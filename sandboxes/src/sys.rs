@@ -90,18 +90,33 @@ pub(crate) fn exit_now(status: i32) -> ! {
 }
 
 /// Replaces the process's program; returns only with the reason why it could not.
-pub(crate) fn execve(program: &CString, argv: &[CString], env: &[CString]) -> io::Error {
-    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
-        strings
-            .iter()
-            .map(|string| string.as_ptr())
-            .chain([std::ptr::null()])
-            .collect()
-    };
-    let (argv, env) = (pointers(argv), pointers(env));
+pub(crate) fn execve(program: &CString, argv: &Strings, env: &Strings) -> io::Error {
+    let (argv, env) = (argv.pointers.as_ptr(), env.pointers.as_ptr());
     // SAFETY: both lists end with a null pointer and, like the strings in them, outlive the call.
-    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+    unsafe { libc::execve(program.as_ptr(), argv, env) };
     io::Error::last_os_error()
+}
+
+/// Strings as a new program gets them, with what leads to them: made before a process shares its parent's memory, where nobody would free
+/// what it leaves behind.
+pub(crate) struct Strings {
+    _strings: Vec<CString>,
+    /// Of each string, which stays where it is however its owner moves, and a null pointer at the end.
+    pointers: Vec<*const libc::c_char>,
+}
+
+impl From<Vec<CString>> for Strings {
+    fn from(strings: Vec<CString>) -> Self {
+        let ends = [std::ptr::null()];
+        Self {
+            pointers: strings
+                .iter()
+                .map(|string| string.as_ptr())
+                .chain(ends)
+                .collect(),
+            _strings: strings,
+        }
+    }
 }
 
 /// Leaves namespaces. `flags` may hold only namespace flags.

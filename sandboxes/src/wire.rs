@@ -2,7 +2,8 @@
 //! What goes between the calling process and the helper: one message a step one way, a few replies back.
 //!
 //! A message is a packet on a `SOCK_SEQPACKET` socket with the step's descriptors attached. Requests that are too large for a packet
-//! travel in a memory file. Replies come from the step's own init process, on a socket that belongs to that step alone.
+//! travel in a memory file. Replies come from the step's own init process, on a socket that belongs to that process alone; one that is kept
+//! gets its next request there.
 
 use crate::sandbox::{Command, Error, Network, Rootfs};
 use crate::user::Account;
@@ -41,11 +42,13 @@ pub(crate) struct Request {
     pub(crate) runtime: Option<Runtime>,
     /// The build user of the user sandbox. Its lock is the last descriptor.
     pub(crate) account: Option<Account>,
+    /// Whether the step's process 1 is to wait for another step afterwards.
+    pub(crate) keep: bool,
 }
 
 impl Request {
     /// Returns whether the step gets its network namespace from the helper; a runtime makes its own.
-    fn own_network(&self) -> bool {
+    pub(crate) fn own_network(&self) -> bool {
         self.runtime.is_none() && self.account.is_none() && self.command.network == Network::None
     }
 }
@@ -87,6 +90,8 @@ pub(crate) enum Reply {
     Failed(Failure),
     /// The command ended with this wait status.
     Ended(i32),
+    /// The same; all that there was of the step is gone, and its init process waits for another one on the same socket.
+    Kept(i32),
 }
 
 /// Why a command could not be run; the form of [`Error`] that can be sent.
@@ -410,6 +415,7 @@ mod tests {
             cgroups: Vec::new(),
             runtime: None,
             account: None,
+            keep: false,
         };
         send_request(left.as_fd(), &request, &[right.as_fd()]).expect("sent");
         let parcel = receive_request(right.as_fd())

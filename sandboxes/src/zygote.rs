@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The caller's end of the helper process: starts it when it is first needed, hands it steps, starts it again when it died.
 
-use crate::sandbox::Error;
+use crate::sandbox::{Error, Network};
 use crate::wire::{self, Request};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -23,14 +23,55 @@ pub struct HelperCommand {
 
 /// Something that takes steps.
 pub(crate) trait Helper {
-    /// Hands a step over.
+    /// Hands a step over. The first descriptor is the socket of its process 1.
     fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error>;
+
+    /// Returns where processes 1 wait for another step, if any do.
+    fn kept(&self) -> Option<&Kept> {
+        None
+    }
+}
+
+/// Processes 1 that wait for another step, each in its own pid and network namespace.
+#[derive(Debug, Default)]
+pub(crate) struct Kept(Mutex<Vec<Idle>>);
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Idle {
+    pub(crate) socket: OwnedFd,
+    /// Its pidfd.
+    pub(crate) process: OwnedFd,
+    /// Which network it serves.
+    pub(crate) network: Network,
+}
+
+/// More steps at once than this have more processes, which go with their steps.
+const KEPT: usize = 16;
+
+impl Kept {
+    /// Takes the one that has waited least.
+    pub(crate) fn take(&self, network: Network) -> Option<Idle> {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = idle.iter().rposition(|idle| idle.network == network)?;
+        Some(idle.remove(index))
+    }
+
+    /// Keeps one. A closed socket ends it.
+    pub(crate) fn put(&self, one: Idle) {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < KEPT {
+            idle.push(one);
+        }
+    }
 }
 
 /// A helper process that is there when needed.
 #[derive(Debug)]
 pub(crate) struct Zygote {
     command: HelperCommand,
+    /// Dropped first: the helper waits for all that it has started.
+    kept: Kept,
     running: Mutex<Option<Running>>,
 }
 
@@ -44,6 +85,7 @@ impl Zygote {
     pub(crate) fn new(command: HelperCommand) -> Self {
         Self {
             command,
+            kept: Kept::default(),
             running: Mutex::new(None),
         }
     }
@@ -114,6 +156,10 @@ impl Helper for Zygote {
             }
             failed(error)
         })
+    }
+
+    fn kept(&self) -> Option<&Kept> {
+        Some(&self.kept)
     }
 }
 

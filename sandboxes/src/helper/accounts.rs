@@ -5,6 +5,7 @@ use crate::sandbox::User;
 use crate::tree::Tree;
 use crate::wire::{Failure, Trying};
 use bstr::{BString, ByteSlice};
+use rustix::fs::Gid;
 
 /// The identity of a command.
 #[derive(Debug, PartialEq, Eq)]
@@ -12,7 +13,7 @@ pub(super) struct Account {
     pub(super) uid: u32,
     pub(super) gid: u32,
     /// Supplementary groups.
-    pub(super) groups: Vec<u32>,
+    pub(super) groups: Vec<Gid>,
     pub(super) home: BString,
 }
 
@@ -24,6 +25,7 @@ pub(super) fn find(tree: &Tree, user: &User) -> Result<Account, Failure> {
             .trying(|| format!("read the tree's {path}"))?;
         Ok(content.unwrap_or_default())
     };
+    let unmapped = |error: obuild_rootless::Unmapped| Failure::Unmapped(error.to_string());
     let passwd = read("/etc/passwd")?;
     let mut account = match user {
         User::Ids { uid, gid } => Account {
@@ -36,7 +38,11 @@ pub(super) fn find(tree: &Tree, user: &User) -> Result<Account, Failure> {
         User::Name(name) => {
             let found = entry(&passwd, |found| found.name == name.as_slice())
                 .ok_or_else(|| Failure::NoUser(name.clone()))?;
-            let groups = groups(&read("/etc/group")?, name, found.gid);
+            let groups = groups(&read("/etc/group")?, name, found.gid)
+                .into_iter()
+                .map(|gid| Ok(Gid::from_raw(obuild_rootless::owner(0, gid)?.1)))
+                .collect::<Result<_, _>>()
+                .map_err(unmapped)?;
             Account {
                 uid: found.uid,
                 gid: found.gid,
@@ -45,10 +51,6 @@ pub(super) fn find(tree: &Tree, user: &User) -> Result<Account, Failure> {
             }
         }
     };
-    let unmapped = |error: obuild_rootless::Unmapped| Failure::Unmapped(error.to_string());
-    for gid in &mut account.groups {
-        *gid = obuild_rootless::owner(0, *gid).map_err(unmapped)?.1;
-    }
     (account.uid, account.gid) =
         obuild_rootless::owner(account.uid, account.gid).map_err(unmapped)?;
     Ok(account)

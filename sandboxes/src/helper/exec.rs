@@ -6,7 +6,7 @@ use super::init::Stdio;
 use super::{mounts, programs};
 use crate::sandbox::{Command, Network};
 use crate::seccomp::Program;
-use crate::sys;
+use crate::sys::{self, Strings};
 use crate::tree::Tree;
 use crate::wire::{Failure, Trying};
 use bstr::{BString, ByteSlice};
@@ -16,10 +16,38 @@ use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use std::ffi::CString;
 
-/// All that a command's process needs.
+/// A program with its arguments and variables, as execve(2) takes them.
+pub(super) struct Image {
+    path: CString,
+    argv: Strings,
+    env: Strings,
+}
+
+impl Image {
+    pub(super) fn of(
+        command: &Command,
+        account: &Account,
+        program: BString,
+    ) -> Result<Self, Failure> {
+        let env = environment(command, account).into_iter();
+        let env = env.map(|(name, value)| {
+            let mut entry = name;
+            entry.push(b'=');
+            entry.extend_from_slice(&value);
+            entry
+        });
+        Ok(Self {
+            path: strings([program])?.remove(0),
+            argv: strings(command.argv.iter().cloned())?.into(),
+            env: strings(env)?.into(),
+        })
+    }
+}
+
+/// All that a command's process needs. What it allocates itself is lost to the process whose memory it shares.
 pub(super) struct Launch<'a> {
     pub(super) command: &'a Command,
-    pub(super) program: BString,
+    pub(super) image: Image,
     pub(super) account: Account,
     pub(super) stdio: Stdio,
     pub(super) workdir: OwnedFd,
@@ -124,16 +152,6 @@ impl Launch<'_> {
     }
 
     fn try_exec(&self) -> Result<std::convert::Infallible, Failure> {
-        let argv = strings(self.command.argv.iter().cloned())?;
-        let env = environment(self.command, &self.account).into_iter();
-        let env = strings(env.map(|(name, value)| {
-            let mut entry = name;
-            entry.push(b'=');
-            entry.extend_from_slice(&value);
-            entry
-        }))?;
-        let program = strings([self.program.clone()])?.remove(0);
-
         for procs in &self.cgroups {
             rustix::io::write(procs, b"0").trying(|| "enter the step's cgroup")?;
         }
@@ -156,13 +174,15 @@ impl Launch<'_> {
         sys::default_signals();
         sys::close_on_exec_from(3).trying(|| "keep descriptors from the command")?;
         self.privileges()?;
-        let error = sys::execve(&program, &argv, &env);
+        let image = &self.image;
+        let error = sys::execve(&image.path, &image.argv, &image.env);
         let errno = rustix::io::Errno::from_io_error(&error);
         if errno == Some(rustix::io::Errno::IO) {
             // The disk's fault, not the tree's.
             return Err(error).trying(|| "read the command's program");
         }
-        let reason = programs::obstacle(self.tree, self.program.as_bstr(), errno);
+        let program = self.image.path.as_bytes().as_bstr();
+        let reason = programs::obstacle(self.tree, program, errno);
         Err(Failure::NoProgram {
             program: self.command.argv[0].clone(),
             reason: reason.unwrap_or_else(|| error.to_string()),
@@ -176,15 +196,9 @@ impl Launch<'_> {
         // Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go.
         sys::install_filter(self.filter).trying(|| "install the system call filter")?;
         drop_from_bounding(self.bounding.difference(keep)).trying(action)?;
-        let groups: Vec<Gid> = self
-            .account
-            .groups
-            .iter()
-            .map(|&gid| Gid::from_raw(gid))
-            .collect();
         // With a single id the kernel does not allow it, and there is no group to be had anyway.
         if obuild_rootless::current().is_none_or(obuild_rootless::Mapping::may_set_groups) {
-            rustix::thread::set_thread_groups(&groups).trying(action)?;
+            rustix::thread::set_thread_groups(&self.account.groups).trying(action)?;
         }
         let (uid, gid) = (
             Uid::from_raw(self.account.uid),

@@ -3,9 +3,9 @@
 //! `lib/runc_sandbox.ml` has the same list).
 
 use super::private::{Private, is_readonly};
-use super::template::{EMPTY, Entered, HOSTS, NODES};
+use super::template::{EMPTY, Entered, HOSTS, NODES, PROC, SYS};
 use crate::sandbox::{Mount, MountSource, Network};
-use crate::tree::{Attributes, Kind, Tree, attach, bind, bind_all, file_system};
+use crate::tree::{Attributes, Kind, Tree, attach, attach_at, bind, bind_all, file_system};
 use crate::wire::{Failure, Streams, Trying};
 use bstr::ByteSlice;
 use rustix::fd::{AsFd, OwnedFd};
@@ -77,17 +77,15 @@ fn read_resolver() -> Result<Vec<u8>, Failure> {
     }
 }
 
-/// What of the host a step sees: taken while the process still has the host's mounts.
-pub(super) struct Host {
-    /// Of the process's pid namespace. In a user namespace the kernel gives one only to who has the host's in sight; so with `/sys`.
+/// The kernel's own file systems for one process 1: of its pid namespace and of its network namespace.
+pub(super) struct Kernel {
     proc: OwnedFd,
     sys: OwnedFd,
-    console: Option<OwnedFd>,
-    resolver: Option<Vec<u8>>,
 }
 
-impl Host {
-    pub(super) fn take(streams: &Streams, network: Network) -> Result<Self, Failure> {
+impl Kernel {
+    /// Makes them while the process still has the host's mounts: in a user namespace the kernel gives them only to who has the host's in sight.
+    pub(super) fn take(network: Network) -> Result<Self, Failure> {
         let proc = file_system("proc", &[], Attributes::NO_EXEC).trying(|| "make /proc")?;
         let with = Attributes::NO_EXEC.readonly();
         let sys = if network == Network::Host && obuild_rootless::current().is_some() {
@@ -97,6 +95,26 @@ impl Host {
         } else {
             file_system("sysfs", &[], with).trying(|| "make /sys")?
         };
+        Ok(Self { proc, sys })
+    }
+
+    /// Mounts them in the template.
+    pub(super) fn show(&self, template: &Entered) -> Result<(), Failure> {
+        for (name, mount) in [(PROC, &self.proc), (SYS, &self.sys)] {
+            attach_at(mount, template.root(), name).trying(|| format!("mount /{name}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// What of the host a step sees: taken while the process still has the host's mounts.
+pub(super) struct Host {
+    console: Option<OwnedFd>,
+    resolver: Option<Vec<u8>>,
+}
+
+impl Host {
+    pub(super) fn take(streams: &Streams, network: Network) -> Result<Self, Failure> {
         let console = match streams {
             Streams::Inherit {
                 terminal: Some(path),
@@ -109,12 +127,7 @@ impl Host {
             _ => None,
         };
         let resolver = (network == Network::Host).then(read_resolver).transpose()?;
-        Ok(Self {
-            proc,
-            sys,
-            console,
-            resolver,
-        })
+        Ok(Self { console, resolver })
     }
 }
 
@@ -136,7 +149,8 @@ pub(super) fn host_files(
 
 /// Mounts what every Linux program expects.
 pub(super) fn system(tree: &mut Tree, template: &Entered, host: &Host) -> Result<(), Failure> {
-    place(tree, &host.proc, b"/proc", Kind::Directory)?;
+    let kernel = |name: &str| template.open(name).trying(|| format!("open /{name}"));
+    place(tree, &kernel(PROC)?, b"/proc", Kind::Directory)?;
 
     // The directory itself is nodev, since steps may make nodes; ours are mounted into it one by one, read-only, which keeps their
     // modes but not the devices behind them from being changed.
@@ -168,20 +182,18 @@ pub(super) fn system(tree: &mut Tree, template: &Entered, host: &Host) -> Result
     rustix::fs::mkdirat(&dev, "shm", Mode::from_raw_mode(0o1777)).trying(|| "make /dev/shm")?;
     rustix::process::umask(old);
 
-    place(tree, &host.sys, b"/sys", Kind::Directory)
+    place(tree, &kernel(SYS)?, b"/sys", Kind::Directory)
 }
 
 fn attach_file(directory: &OwnedFd, name: &str, mount: &OwnedFd) -> std::io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let point = rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(0o644))?;
-    attach(mount, point.as_fd())
+    let mode = Mode::from_raw_mode(0o644);
+    rustix::fs::mknodat(directory, name, FileType::RegularFile, mode, 0)?;
+    attach_at(mount, directory.as_fd(), name)
 }
 
 fn attach_directory(directory: &OwnedFd, name: &str, mount: &OwnedFd) -> std::io::Result<()> {
     rustix::fs::mkdirat(directory, name, Mode::from_raw_mode(0o755))?;
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let point = rustix::fs::openat(directory, name, flags, Mode::empty())?;
-    attach(mount, point.as_fd())
+    attach_at(mount, directory.as_fd(), name)
 }
 
 /// A detached mount, the kind of point it needs, and its target.
@@ -282,11 +294,11 @@ impl Protected {
         }
     }
 
-    /// Hides and write-protects what leads to the host.
-    pub(super) fn apply(&self, tree: &Tree, template: &Entered) -> Result<(), Failure> {
+    /// Hides and write-protects what leads to the host, in the kernel's file systems as the template has them.
+    pub(super) fn apply(&self, template: &Entered) -> Result<(), Failure> {
         for (path, directory) in &self.masked {
             let action = || format!("hide {path}");
-            let Some(point) = point(tree, path)? else {
+            let Some(point) = point(template, path)? else {
                 continue;
             };
             let mount = template.show(if *directory { EMPTY } else { "null" })?;
@@ -294,7 +306,7 @@ impl Protected {
         }
         for path in &self.read_only {
             let action = || format!("write-protect {path}");
-            let Some(point) = point(tree, path)? else {
+            let Some(point) = point(template, path)? else {
                 continue;
             };
             let mount = bind(point.as_fd(), b"", Attributes::NO_EXEC.readonly()).trying(action)?;
@@ -305,9 +317,9 @@ impl Protected {
 }
 
 /// Opens a path of the kernel's; it may be missing, but any other reason not to protect it is an error.
-fn point(tree: &Tree, path: &str) -> Result<Option<OwnedFd>, Failure> {
-    match tree.open(path.as_bytes(), OFlags::PATH) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+fn point(template: &Entered, path: &str) -> Result<Option<OwnedFd>, Failure> {
+    match template.open(path.trim_start_matches('/')) {
+        Err(rustix::io::Errno::NOENT) => Ok(None),
         result => result.map(Some).trying(|| format!("look at {path}")),
     }
 }

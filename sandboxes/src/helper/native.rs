@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The native sandbox from inside: namespaces, root, and the start of the command.
 
+use super::init::Init;
 use super::init::Stdio;
 use super::private::{Private, is_readonly};
-use super::{Prepared, accounts, clock, exec, mounts, networks, programs};
+use super::{accounts, clock, exec, mounts, networks, programs};
 use crate::sandbox::Network;
 use crate::tree::{Attributes, Kind, Tree, attach};
 use crate::wire::{self, Failure, Reply, Request, Trying};
@@ -31,8 +32,7 @@ pub(super) fn start(
     request: &Request,
     stdio: Stdio,
     secrets: &[Vec<u8>],
-    prepared: &Prepared,
-    socket: &OwnedFd,
+    init: &mut Init<'_>,
     slot: &mut Option<Tree>,
 ) -> Result<Pid, Failure> {
     let command = &request.command;
@@ -59,12 +59,17 @@ pub(super) fn start(
                 .trying(|| format!("open {}", path.display()))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let template = prepared.template.as_ref().map_err(Failure::clone)?;
+    let (prepared, socket) = (init.prepared, init.socket);
     let among_host = Private::among_host();
     let root = among_host.mount_tree(&request.rootfs, "root", Attributes::ROOT)?;
     let extra = mounts::extra(&among_host, &command.mounts)?;
     let host = mounts::Host::take(&request.streams, command.network)?;
-    let template = template.enter()?;
+    if init.template.is_none() {
+        let kernel = mounts::Kernel::take(command.network)?;
+        let template = prepared.template.as_ref().map_err(Failure::clone)?;
+        init.template = Some(template.with_kernel(&kernel, &prepared.protected)?);
+    }
+    let template = init.template.as_ref().expect("it was just made").enter()?;
     let private = Private::new(template.place()?);
     attach(&root, template.root()).trying(|| "mount the root")?;
     let tree = slot.insert(Tree::new(root));
@@ -88,7 +93,6 @@ pub(super) fn start(
         let mount = private.show(&format!("secret-{index}"))?;
         mounts::place(tree, &mount, &secret.target, Kind::File)?;
     }
-    prepared.protected.apply(tree, &template)?;
     let workdir = tree
         .directory(&command.workdir)
         .trying(|| format!("enter the working directory {}", command.workdir))?;
@@ -122,7 +126,7 @@ pub(super) fn start(
     };
     let launch = exec::Launch {
         command,
-        program,
+        image: exec::Image::of(command, &account, program)?,
         account,
         stdio,
         workdir,

@@ -5,9 +5,13 @@
 //! capability to change its namespace (no `CAP_NET_ADMIN`, `/proc/sys` read-only), so when all of its processes are dead
 //! and no connection lingers, the namespace is as it was made. Steps that run at once never share one.
 
+use super::kept;
 use super::namespaces::Kind;
 use crate::sys;
+use bstr::ByteSlice;
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::UnshareFlags;
 use std::io;
@@ -52,7 +56,7 @@ impl Networks {
     /// Takes back the namespace of a step whose processes are all dead. It is kept if nothing is left in it.
     pub(super) fn give_back(&mut self, network: OwnedFd) {
         if self.idle.len() < KEPT && Kind::Network.join(&network).is_ok() {
-            let empty = is_empty();
+            let empty = Sockets::open().is_ok_and(|sockets| sockets.are_none());
             // Should this fail, the next `enter` finds the process in some namespace of a step, which is no worse.
             let _ = self.leave();
             if empty {
@@ -62,20 +66,35 @@ impl Networks {
     }
 }
 
-/// Returns whether no socket is in the caller's namespace, closed ones that wait for late packets included.
+/// What tells of the sockets of one network namespace, wherever the process is when it asks.
 ///
 /// `/proc/net/sockstat` and `sockstat6` (linux net/ipv4/proc.c): `TCP: inuse 0 orphan 0 tw 0 …`. `orphan`, `alloc` and `mem` count the
 /// whole system.
-fn is_empty() -> bool {
-    ["/proc/self/net/sockstat", "/proc/self/net/sockstat6"]
-        .iter()
-        .all(|path| {
-            // Without IPv6 there is no second file.
-            fs_err::read_to_string(path).map_or_else(
-                |error| error.kind() == io::ErrorKind::NotFound,
-                |text| counts_nothing(&text),
-            )
+pub(super) struct Sockets(Vec<OwnedFd>);
+
+impl Sockets {
+    /// Opens it for the caller's namespace.
+    pub(super) fn open() -> rustix::io::Result<Self> {
+        let open = |path| {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty())
+        };
+        let mut files = vec![open("/proc/self/net/sockstat")?];
+        match open("/proc/self/net/sockstat6") {
+            // There is no IPv6.
+            Err(Errno::NOENT) => {}
+            file => files.push(file?),
+        }
+        Ok(Self(files))
+    }
+
+    /// Returns whether there is no socket, closed ones that wait for late packets included.
+    pub(super) fn are_none(&self) -> bool {
+        self.0.iter().all(|file| {
+            kept::read_again(file.as_fd())
+                .is_some_and(|text| text.to_str().is_ok_and(counts_nothing))
         })
+    }
 }
 
 fn counts_nothing(sockstat: &str) -> bool {

@@ -194,16 +194,19 @@ fn run(runtime: &Runtime, stdio: Stdio) -> Result<Child<'_>, Failure> {
         runtime.name.as_str().into(),
     ]);
     let argv = exec::strings(argv)?;
+    let program = argv[0].clone();
+    let argv = argv.into();
     let env = exec::strings([BString::from(
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     )])?;
+    let env = env.into();
     let process = sys::spawn(&|| {
         let ready = rustix::process::chdir(bundle).is_ok()
             && stdio.install().is_ok()
             && sys::close_on_exec_from(3).is_ok();
         sys::default_signals();
         if ready {
-            sys::execve(&argv[0], &argv, &env);
+            sys::execve(&program, &argv, &env);
         }
         127
     })

@@ -92,7 +92,7 @@ pub(super) fn config(input: &Input<'_>) -> Result<String, Failure> {
                 "uid": account.uid,
                 "gid": account.gid,
                 "umask": 0o022,
-                "additionalGids": account.groups,
+                "additionalGids": account.groups.iter().map(|gid| gid.as_raw()).collect::<Vec<_>>(),
             },
             "args": args,
             "env": env,
@@ -281,7 +281,7 @@ mod tests {
         let account = Account {
             uid: 1,
             gid: 2,
-            groups: vec![2, 3],
+            groups: [2, 3].map(rustix::fs::Gid::from_raw).to_vec(),
             home: "/home".into(),
         };
         let runtime = Runtime {

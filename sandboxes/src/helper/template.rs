@@ -2,10 +2,11 @@
 //! What all steps see alike: device nodes, `/etc/hosts`, and what hides a path. Made once by the helper, read-only, and shown to each step
 //! piece by piece: a mount costs the kernel much less than a file system of the step's own with all that in it.
 
+use super::mounts::{Kernel, Protected};
 use super::namespaces::Kind;
 use super::native;
 use crate::sys;
-use crate::tree::{Attributes, attach, bind, copy, file_system};
+use crate::tree::{Attributes, attach, attach_at, bind, copy, file_system};
 use crate::wire::{Failure, Trying};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -29,6 +30,10 @@ pub(super) const EMPTY: &str = "empty";
 /// Its directory that a step's own files are mounted on.
 const PRIVATE: &str = "private";
 
+/// Its directories that the kernel's file systems are mounted on.
+pub(super) const PROC: &str = "proc";
+pub(super) const SYS: &str = "sys";
+
 /// Directories of sysfs to mount something on that no program of ours looks into.
 const PLACES: [&str; 2] = ["/sys/kernel", "/sys"];
 
@@ -51,7 +56,12 @@ pub(super) const HOSTS: &[u8] =
 
 /// A mount namespace that has nothing but the template, as its root. A step's own is copied from it: the kernel copies, and takes down again,
 /// one mount instead of all of the host's, and has none to unmount before the step begins, which costs it a wait for all processors.
-pub(super) struct Template(OwnedFd);
+pub(super) struct Template {
+    own: OwnedFd,
+    /// The helper's own mount namespace, and its root there.
+    home: OwnedFd,
+    home_root: OwnedFd,
+}
 
 impl Template {
     /// Makes it. The helper gets mounts of its own meanwhile, which the host never sees; mounts that the host makes or removes later appear
@@ -60,27 +70,54 @@ impl Template {
         let action = || "make what all steps see";
         sys::unshare(UnshareFlags::NEWNS).trying(|| "make a mount namespace for the helper")?;
         native::own_mounts()?;
-        let (home, root) = (Kind::Mount.own().trying(action)?, native::open_host("/")?);
+        let (home, home_root) = (Kind::Mount.own().trying(action)?, native::open_host("/")?);
         sys::unshare(UnshareFlags::NEWNS).trying(action)?;
-        let made = Kind::Mount.own().trying(action).and_then(|own| {
-            make_root()?;
-            Ok(Self(own))
-        });
-        Kind::Mount
-            .join(&home)
-            .trying(|| "go back to the helper's mounts")?;
-        // setns(2) leaves the process at the root of the namespace, but its own may have been another.
-        rustix::process::fchdir(&root).trying(action)?;
-        rustix::process::chroot(".").trying(action)?;
-        made
+        let made = Kind::Mount.own().trying(action)?;
+        let template = Self {
+            own: made,
+            home,
+            home_root,
+        };
+        let made = make_root();
+        template.leave()?;
+        made.map(|()| template)
+    }
+
+    /// Makes one that has the kernel's file systems too, as one process 1 sees them, with what leads to the host hidden.
+    pub(super) fn with_kernel(
+        &self,
+        kernel: &Kernel,
+        protected: &Protected,
+    ) -> Result<Self, Failure> {
+        let action = || "keep what process 1 sees";
+        let copy = |descriptor: &OwnedFd| descriptor.try_clone().trying(action);
+        let entered = self.enter()?;
+        kernel.show(&entered)?;
+        protected.apply(&entered)?;
+        // Of the template itself: the host's procfs is out of reach, and this is as good.
+        Ok(Self {
+            own: Kind::Mount.own().trying(action)?,
+            home: copy(&self.home)?,
+            home_root: copy(&self.home_root)?,
+        })
     }
 
     /// Gives the process, which has one thread, a mount namespace of its own that is as the template's. The host's mounts are out of reach then.
     pub(super) fn enter(&self) -> Result<Entered, Failure> {
         let action = || "enter the step's own mounts";
-        Kind::Mount.join(&self.0).trying(action)?;
+        Kind::Mount.join(&self.own).trying(action)?;
         sys::unshare(UnshareFlags::NEWNS).trying(action)?;
         native::open_host("/").map(Entered)
+    }
+
+    /// Brings the process back to the helper's mounts. Those of the namespace that it leaves are gone when this returns, unless
+    /// something else holds them.
+    pub(super) fn leave(&self) -> Result<(), Failure> {
+        let action = || "go back to the helper's mounts";
+        Kind::Mount.join(&self.home).trying(action)?;
+        // setns(2) leaves the process at the root of the namespace, but its own may have been another.
+        rustix::process::fchdir(&self.home_root).trying(action)?;
+        rustix::process::chroot(".").trying(action)
     }
 }
 
@@ -95,9 +132,14 @@ impl Entered {
 
     /// Returns a place that something of the step's own can be mounted on.
     pub(super) fn place(&self) -> Result<OwnedFd, Failure> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.0, PRIVATE, flags, Mode::empty())
+        self.open(PRIVATE)
             .trying(|| "open the sandbox's private directory")
+    }
+
+    /// Opens what is at a path below its root, which is mounted there or lies in what is.
+    pub(super) fn open(&self, path: &str) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.0, path, flags, Mode::empty())
     }
 
     /// Returns one of its files or directories as a detached, read-only mount.
@@ -127,9 +169,7 @@ fn make_root() -> Result<(), Failure> {
             let action = || format!("show the host's {host}");
             let with = Attributes::DEVICES.readonly();
             let node = bind(CWD, host.as_bytes(), with).trying(action)?;
-            let flags = OFlags::PATH | OFlags::CLOEXEC;
-            let point = rustix::fs::openat(&made, name, flags, Mode::empty()).trying(action)?;
-            attach(&node, point.as_fd()).trying(action)?;
+            attach_at(&node, made.as_fd(), name).trying(action)?;
         }
     }
     rustix::process::fchdir(&made).trying(action)?;
@@ -150,7 +190,7 @@ fn fill(directory: &OwnedFd) -> std::io::Result<()> {
         let mode = Mode::from_raw_mode(0o666);
         rustix::fs::mknodat(directory, name, kind, mode, device)?;
     }
-    for name in [EMPTY, PRIVATE] {
+    for name in [EMPTY, PRIVATE, PROC, SYS] {
         rustix::fs::mkdirat(directory, name, Mode::from_raw_mode(0o755))?;
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;

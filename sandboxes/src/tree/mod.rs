@@ -5,6 +5,6 @@ mod mount;
 mod points;
 
 pub(crate) use mount::{
-    Attributes, attach, bind, bind_all, copy, file_system, overlay, overlay_appends,
+    Attributes, attach, attach_at, bind, bind_all, copy, file_system, overlay, overlay_appends,
 };
 pub(crate) use points::{Kind, Tree};

@@ -69,6 +69,12 @@ pub(crate) fn attach(mount: &OwnedFd, target: BorrowedFd<'_>) -> io::Result<()> 
     rustix::mount::move_mount(mount, c"", target, c"", flags).map_err(io::Error::from)
 }
 
+/// Attaches a mount on top of what `directory` has under this name, which must not be a symbolic link.
+pub(crate) fn attach_at(mount: &OwnedFd, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(mount, c"", directory, name, flags).map_err(io::Error::from)
+}
+
 /// Returns a detached mount of what is at `path` below `at`, without the mounts below that. Symbolic links are followed.
 pub(crate) fn bind(at: BorrowedFd<'_>, path: &[u8], with: Attributes) -> io::Result<OwnedFd> {
     let mount = copy(at, path)?;

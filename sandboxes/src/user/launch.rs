@@ -79,7 +79,7 @@ impl Launch<'_> {
             workdir.as_os_str().as_bytes(),
         )?;
         let path = strings([program.clone()])?.remove(0);
-        let error = crate::sys::execve(&path, &argv, &variables);
+        let error = crate::sys::execve(&path, &argv.into(), &variables.into());
         let errno = rustix::io::Errno::from_io_error(&error);
         let reason = programs::obstacle(&Host, program.as_bstr(), errno);
         Err(Failure::NoProgram {

@@ -5,6 +5,7 @@
 mod command;
 mod life;
 mod limits;
+mod next;
 mod runtimes;
 #[path = "../support/mod.rs"]
 mod support;

@@ -60,7 +60,9 @@ pub(crate) fn copy_attributes(from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> Resu
     }
     copy_xattrs(from, to)?;
     let target = magic_link(to);
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+    // Spared where it would change nothing, which is a change of the disk all the same. The two calls above may have changed it.
+    let now = rustix::fs::fstat(to)?;
+    if now.st_mode != stat.st_mode && FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
         rustix::fs::chmod(
             &target,
             Mode::from_raw_mode(stat.st_mode as RawMode & 0o7777),
