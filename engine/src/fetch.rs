@@ -157,7 +157,6 @@ impl Fetch {
         if is_same()? {
             return Ok(rung.plain);
         }
-        let locks = engine.state().join("locks");
         let id = if get(rung.plain)?.is_none() {
             rung.plain
         } else {
@@ -167,7 +166,7 @@ impl Fetch {
             if cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            if let Some(lock) = StepLock::try_acquire(&locks, id)? {
+            if let Some(lock) = StepLock::try_acquire(engine.state(), id)? {
                 break lock;
             }
             std::thread::sleep(POLL);

@@ -109,7 +109,6 @@ async fn lead(engine: Arc<Engine>, job: Job, flight: Arc<Flight>) {
 }
 
 async fn fly(engine: &Arc<Engine>, mut job: Job, flight: &Arc<Flight>) -> Result<Outcome, Error> {
-    let locks = engine.state().join("locks");
     let log_path = engine.log_path(job.id);
     // Another process that takes the step over begins the log anew, in another file.
     let mut followed = None;
@@ -131,7 +130,7 @@ async fn fly(engine: &Arc<Engine>, mut job: Job, flight: &Arc<Flight>) -> Result
             return Err(Error::Cancelled);
         }
         // Two system calls on an empty file: not worth a thread.
-        if let Some(lock) = StepLock::try_acquire(&locks, job.id)? {
+        if let Some(lock) = StepLock::try_acquire(engine.state(), job.id)? {
             break lock;
         }
         flight

@@ -123,7 +123,7 @@ impl Engine {
         jobs: usize,
     ) -> Result<Arc<Self>, Error> {
         let state = store.state_dir().to_owned();
-        for name in ["locks", "leases", "logs"] {
+        for name in ["leases", "logs"] {
             let path = state.join(name);
             match fs_err::create_dir(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Locks that the kernel drops when their owner dies: one for each step being built, one for what a build uses.
 //!
-//! * `locks/ID` is held (`flock(2)`) by whoever builds the step; others follow its log and try again.
+//! * A byte of `steps.lock` is held by whoever builds the step; others follow its log and try again. The file stays empty, as locks may lie
+//!   beyond its end, and has no name for each step, which every step would make and remove. The lock belongs to an open file description
+//!   (`F_OFD_SETLK`, `fcntl_locking(2)`), so that builds in one process keep each other out too.
 //! * `leases/UNIQUE` is held by a build and lists the snapshots that it counts on. `gc.lock` orders the two sides:
 //!   a build adds to its lease under the shared lock, a removal looks at all leases and removes under the exclusive
 //!   one. A lease whose lock can be taken belongs to a dead build and is deleted.
 
 use crate::Error;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use obuild_stores::SnapshotId;
 use rustix::fs::{FlockOperation, flock, fstat, stat};
-use rustix::io::Errno;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -51,82 +54,35 @@ fn open(path: &Path) -> Result<File, Error> {
 
 /// The right to build one step, held until dropped or until the process ends.
 #[derive(Debug)]
-pub(crate) struct StepLock {
-    path: PathBuf,
-    _file: File,
-}
+pub(crate) struct StepLock(#[expect(dead_code, reason = "closing it gives the lock back")] File);
 
 impl StepLock {
     /// Takes the lock, or returns `None` while another build holds it.
-    pub(crate) fn try_acquire(directory: &Path, id: SnapshotId) -> Result<Option<Self>, Error> {
-        let path = directory.join(id.to_string());
-        loop {
-            let file = open(&path)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(None),
-                Err(error) => return Err(io("lock", &path)(error.into())),
-            }
-            // The holder before us removes the file as it lets go; a lock on a removed file guards nothing.
-            if has_name(&file, &path) {
-                return Ok(Some(Self { path, _file: file }));
-            }
-        }
-    }
-}
-
-impl StepLock {
-    /// Removes the files that dead builds left.
-    pub(crate) fn sweep(directory: &Path) -> Result<(), Error> {
-        for entry in fs_err::read_dir(directory).map_err(io("list", directory))? {
-            let name = entry.map_err(io("list", directory))?.file_name();
-            // A lock that can be taken is nobody's, and goes as it is dropped.
-            if let Some(id) = name.to_str().and_then(|name| name.parse().ok()) {
-                Self::try_acquire(directory, id)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for StepLock {
-    fn drop(&mut self) {
-        // Left behind, it would be an empty file that the next build of the step takes over.
-        let _ = fs_err::remove_file(&self.path);
-    }
-}
-
-/// How long a build may take from making a lock file to locking it.
-const TAKING: Duration = Duration::from_millis(200);
-
-/// Counts the files in the locks' directory that nobody holds; removes them if asked to.
-pub(crate) fn stale(directory: &Path, remove: bool) -> Result<usize, Error> {
-    let mut free = Vec::new();
-    for entry in fs_err::read_dir(directory).map_err(io("list", directory))? {
-        let path = entry.map_err(io("list", directory))?.path();
-        // One that is gone by now was given back.
-        let Ok(file) = fs_err::File::open(&path) else {
-            continue;
+    pub(crate) fn try_acquire(state: &Path, id: SnapshotId) -> Result<Option<Self>, Error> {
+        let path = state.join("steps.lock");
+        let file = open(&path)?;
+        #[expect(clippy::cast_possible_truncation, reason = "1 and 0")]
+        let lock = libc::flock {
+            l_type: libc::F_WRLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: place(id),
+            l_len: 1,
+            l_pid: 0,
         };
-        let (file, path) = file.into_parts();
-        if take(&file, &path) {
-            // It is nobody's, or that of a build that is about to lock it.
-            let _ = flock(&file, FlockOperation::Unlock);
-            free.push((path, file));
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
+            Ok(_) => Ok(Some(Self(file))),
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(None),
+            Err(error) => Err(io("lock", &path)(error.into())),
         }
     }
-    if free.is_empty() {
-        return Ok(0);
-    }
-    std::thread::sleep(TAKING);
-    free.retain(|(path, file)| take(file, path));
-    if remove {
-        for (path, _) in &free {
-            // Whoever has opened it meanwhile sees that it is gone, and makes another.
-            let _ = fs_err::remove_file(path);
-        }
-    }
-    Ok(free.len())
+}
+
+/// Returns which byte stands for a step: of 2^62, so that two steps never share one.
+fn place(id: SnapshotId) -> libc::off_t {
+    let [first, ..] = id.as_bytes().as_chunks().0 else {
+        unreachable!("a digest has eight bytes")
+    };
+    (u64::from_be_bytes(*first) >> 2).cast_signed()
 }
 
 /// Locks a file that nobody holds and that still has this name: under it there may be another by now, which is held.
@@ -232,7 +188,6 @@ mod tests {
 
     fn state() -> tempfile::TempDir {
         let state = tempfile::tempdir().expect("a temporary directory can be made");
-        fs_err::create_dir(state.path().join("locks")).expect("a directory can be made");
         fs_err::create_dir(state.path().join("leases")).expect("a directory can be made");
         state
     }
@@ -240,62 +195,32 @@ mod tests {
     #[test]
     fn a_step_has_one_builder_at_a_time() {
         let state = state();
-        let locks = state.path().join("locks");
-        let id = SnapshotId::from_digest([7; 32]);
-        let first = StepLock::try_acquire(&locks, id)
-            .unwrap()
-            .expect("nobody holds it");
-        assert!(StepLock::try_acquire(&locks, id).unwrap().is_none());
+        let (id, other) = (
+            SnapshotId::from_digest([7; 32]),
+            SnapshotId::from_digest([0xff; 32]),
+        );
+        let take = |id| StepLock::try_acquire(state.path(), id).unwrap();
+        let first = take(id).expect("nobody holds it");
+        assert!(take(id).is_none());
+        let _other = take(other).expect("it is another step's");
         drop(first);
-        assert!(StepLock::try_acquire(&locks, id).unwrap().is_some());
-        assert_eq!(
-            fs_err::read_dir(&locks).unwrap().count(),
-            0,
-            "no lock file is left"
-        );
+        assert!(take(id).is_some());
+        assert!(take(other).is_none(), "another's end is not its own");
     }
 
     #[test]
-    fn locks_of_the_dead_are_swept() {
+    fn a_fork_that_executes_a_program_holds_no_lock() {
         let state = state();
-        let locks = state.path().join("locks");
-        let (held, dead) = (
-            SnapshotId::from_digest([1; 32]),
-            SnapshotId::from_digest([2; 32]),
-        );
-        let _held = StepLock::try_acquire(&locks, held).unwrap();
-        fs_err::write(locks.join(dead.to_string()), "").unwrap();
-        StepLock::sweep(&locks).unwrap();
-        let left: Vec<_> = fs_err::read_dir(&locks)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        assert_eq!(left, [held.to_string()]);
-    }
-
-    #[test]
-    fn a_lock_that_is_being_taken_is_not_stale() {
-        let state = state();
-        let locks = state.path().join("locks");
-        let id = SnapshotId::from_digest([3; 32]);
-        let path = locks.join(id.to_string());
-        let made = open(&path).unwrap();
-        std::thread::scope(|scope| {
-            let looking = scope.spawn(|| stale(&locks, true));
-            std::thread::sleep(TAKING / 4);
-            flock(&made, FlockOperation::NonBlockingLockExclusive).unwrap();
-            assert_eq!(looking.join().unwrap().unwrap(), 0);
-        });
-        assert!(path.exists());
-        drop(made);
-        assert_eq!(stale(&locks, false).unwrap(), 1);
-        assert!(path.exists());
-        assert_eq!(stale(&locks, true).unwrap(), 1);
-        assert!(!path.exists());
-        let other = open(&path).unwrap();
-        fs_err::remove_file(&path).unwrap();
-        let _held = StepLock::try_acquire(&locks, id).unwrap().unwrap();
-        assert!(!take(&other, &path), "the name has become another's");
+        let id = SnapshotId::from_digest([1; 32]);
+        let lock = StepLock::try_acquire(state.path(), id).unwrap().unwrap();
+        let mut sleeping = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        drop(lock);
+        assert!(StepLock::try_acquire(state.path(), id).unwrap().is_some());
+        sleeping.kill().unwrap();
+        sleeping.wait().unwrap();
     }
 
     #[test]

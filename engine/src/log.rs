@@ -39,22 +39,25 @@ impl Writer {
             path: path.to_owned(),
             source,
         };
-        match fs_err::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(io("replace", error));
+        let mut new = fs_err::OpenOptions::new();
+        new.create_new(true).append(true);
+        let file = match new.open(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                fs_err::remove_file(path).map_err(|error| io("replace", error))?;
+                new.open(path)
             }
-            _ => {}
-        }
-        let file = fs_err::OpenOptions::new()
-            .create_new(true)
-            .append(true)
-            .open(path)
-            .map_err(|e| io("create", e))?;
+            result => result,
+        };
+        let file = file.map_err(|error| io("create", error))?;
         let position = Position {
             attempt: published.borrow().attempt + 1,
             length: 0,
         };
-        published.send_replace(position);
+        // Nobody needs to wake for a log without content.
+        published.send_if_modified(|old| {
+            *old = position;
+            false
+        });
         Ok(Self {
             path: path.to_owned(),
             file,

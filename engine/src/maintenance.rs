@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Looking at a store and removing from it: listing, deleting, pruning by last use, disk use.
 
-use crate::lock::{Removal, StepLock};
+use crate::lock::Removal;
 use crate::{Engine, Error, StepRecord, blocking, ids};
 use obuild_images::registry::{DIRECTORY, KeptBlob, kept_blobs};
 use obuild_specs::StepId;
@@ -305,7 +305,6 @@ impl Engine {
                 store.sweep().map_err(Error::Store)?;
                 engine.sweep_images()?;
                 engine.remove_stale_logs(oldest)?;
-                StepLock::sweep(&engine.state().join("locks"))?;
             }
             Ok((pruned, options.dry_run))
         })

@@ -3,7 +3,6 @@
 
 use super::Recorded;
 use super::check::{CheckOptions, CheckReport};
-use crate::lock;
 use crate::{Engine, Error, StepRecord, blocking};
 use obuild_specs::StepId;
 use obuild_stores::{Finding, FindingKind, SnapshotId};
@@ -218,19 +217,5 @@ impl Engine {
             digests.insert(row.id, digest);
         }
         Ok(digests)
-    }
-
-    /// Looks for lock files that nobody holds.
-    pub(super) fn check_locks(
-        &self,
-        options: &CheckOptions,
-        report: &mut CheckReport,
-    ) -> Result<(), Error> {
-        let stale = lock::stale(&self.state().join("locks"), !options.dry_run)?;
-        if stale > 0 {
-            let message = format!("{stale} lock files of builds that were killed");
-            report.findings.push(books(None, message, !options.dry_run));
-        }
-        Ok(())
     }
 }

@@ -103,7 +103,6 @@ impl Engine {
         let rows = self
             .check_rows(&options, &listed, &in_use, &mut report)
             .await?;
-        self.check_locks(&options, &mut report)?;
         if !options.quick {
             let recorded = self.database().await?.digests().await?;
             let logs = self.check_logs(&rows, &recorded, &mut report)?;

@@ -266,12 +266,11 @@ impl Work {
         let to = if let Some(there) = self.to.store().get(id).map_err(Error::Store)? {
             self.present(&there, parent, &from, digest)?
         } else {
-            let locks = self.to.state().join("locks");
             let _lock = loop {
                 if self.cancel.is_cancelled() {
                     return Err(Error::Cancelled);
                 }
-                if let Some(lock) = StepLock::try_acquire(&locks, id)? {
+                if let Some(lock) = StepLock::try_acquire(self.to.state(), id)? {
                     break lock;
                 }
                 std::thread::sleep(POLL);
