@@ -6,6 +6,7 @@
 
 use crate::{Error, StepRecord};
 use obuild_stores::SnapshotId;
+use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 use std::collections::HashMap;
@@ -239,30 +240,25 @@ impl Database {
             .execute(&mut *transaction)
             .await
             .map_err(|e| self.fail(e))?;
-        for step in steps {
-            // The layer of one image may be another image, and known as that.
-            let unless_known = if step.kind == LAYER {
-                "IGNORE"
-            } else {
-                "REPLACE"
-            };
+        // The layer of one image may be another image, and known as that.
+        let (layers, others): (Vec<&StepRecord>, _) =
+            steps.iter().partition(|step| step.kind == LAYER);
+        for (rows, known) in [(layers, "IGNORE"), (others, "REPLACE")] {
+            // All at once: each statement goes to another thread and back.
             let insert = format!(
-                "INSERT OR {unless_known} INTO steps(id, step, parent, kind, heading, created, used, duration, config) \
-                 VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR {known} INTO steps(id, step, parent, kind, heading, created, used, duration, config) \
+                 SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8 \
+                 FROM json_each(?)",
             );
-            sqlx::query(sqlx::AssertSqlSafe(insert))
-                .bind(step.id.to_string())
-                .bind(step.step.to_string())
-                .bind(step.parent.map(|id| id.to_string()))
-                .bind(&step.kind)
-                .bind(&step.heading)
-                .bind(milliseconds(step.created))
-                .bind(milliseconds(step.used))
-                .bind(int(step.duration.as_millis()))
-                .bind(&step.config)
-                .execute(&mut *transaction)
-                .await
-                .map_err(|e| self.fail(e))?;
+            if !rows.is_empty() {
+                sqlx::query(sqlx::AssertSqlSafe(insert))
+                    .bind(rows.into_iter().map(row).collect::<Value>().to_string())
+                    .execute(&mut *transaction)
+                    .await
+                    .map_err(|e| self.fail(e))?;
+            }
+        }
+        for step in steps {
             if step.id.as_bytes() != step.step.as_bytes() && step.kind != "failed" {
                 sqlx::query("INSERT OR REPLACE INTO overrides(step, id) VALUES(?, ?)")
                     .bind(step.step.to_string())
@@ -272,7 +268,26 @@ impl Database {
                     .map_err(|e| self.fail(e))?;
             }
         }
-        transaction.commit().await.map_err(|e| self.fail(e))
+        transaction.commit().await.map_err(|e| self.fail(e))?;
+        self.settle(&mut connection).await;
+        Ok(())
+    }
+
+    /// Brings what was written from the log into the file and empties the log, unless another process is reading: the next to open the file reads all
+    /// of a log that is there (sqlite.org/walformat.html, recovery), and that is mostly a build that finds everything cached.
+    async fn settle(&self, connection: &mut SqliteConnection) {
+        let wait = format!("PRAGMA busy_timeout = {}", BUSY_TIMEOUT.as_millis());
+        for statement in [
+            "PRAGMA busy_timeout = 0",
+            "PRAGMA wal_checkpoint(TRUNCATE)",
+            &wait,
+        ] {
+            let done = sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned()));
+            if let Err(error) = done.execute(&mut *connection).await {
+                // What was written is in the log.
+                tracing::debug!(%error, "the database's log stays as it is");
+            }
+        }
     }
 
     /// Returns every recorded step by its snapshot.
@@ -525,17 +540,22 @@ impl Database {
     }
 
     /// Notes that the steps were used now. What was noted within the last minute stays: a build that finds everything
-    /// cached need not write.
-    pub(crate) async fn touch(&self, ids: &[SnapshotId]) -> Result<(), Error> {
+    /// cached need not write. If `target` was, all that it stands on was with it, and need not be looked at.
+    pub(crate) async fn touch(
+        &self,
+        ids: &[SnapshotId],
+        target: Option<SnapshotId>,
+    ) -> Result<(), Error> {
         let list = id_list(ids);
         let now = milliseconds(SystemTime::now());
         let mut connection = self.connection.lock().await;
         let due = "id IN (SELECT value FROM json_each(?)) AND used < ?";
         // To look costs less than to find out in a transaction that there is nothing to write.
+        let looked_at = target.map_or_else(|| list.clone(), |target| id_list(&[target]));
         let found = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT 1 FROM steps WHERE {due} LIMIT 1"
         )))
-        .bind(&list)
+        .bind(looked_at)
         .bind(now - 60_000)
         .fetch_optional(&mut *connection)
         .await
@@ -552,6 +572,7 @@ impl Database {
         .execute(&mut *connection)
         .await
         .map_err(|e| self.fail(e))?;
+        self.settle(&mut connection).await;
         Ok(())
     }
 }
@@ -576,6 +597,21 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     let metadata = fs_err::metadata(path).ok()?;
     Some((metadata.dev(), metadata.ino()))
+}
+
+/// Writes a step as a JSON array, in the order of the columns in [`Database::record`].
+fn row(step: &StepRecord) -> Value {
+    serde_json::json!([
+        step.id.to_string(),
+        step.step.to_string(),
+        step.parent.map(|id| id.to_string()),
+        step.kind,
+        step.heading,
+        milliseconds(step.created),
+        milliseconds(step.used),
+        int(step.duration.as_millis()),
+        step.config,
+    ])
 }
 
 /// Writes ids as a JSON array, for `json_each`.

@@ -286,7 +286,10 @@ impl Build {
             Arc::clone(&self.engine),
             ids.iter().copied().collect::<Vec<_>>(),
         );
-        let noting = tokio::spawn(async move { engine.database().await?.touch(&list).await });
+        let target = self.states[self.plan.target].snapshot.get().copied();
+        let target = target.filter(|target| ids.contains(target));
+        let noting =
+            tokio::spawn(async move { engine.database().await?.touch(&list, target).await });
         *self.noted.lock().expect("no holder of this lock panics") = Some((ids, noting));
     }
 
@@ -591,7 +594,7 @@ impl Build {
                 .unwrap_or_else(|error| Err(Error::Bug(error.to_string())))?;
         }
         if !used.is_empty() {
-            self.engine.database().await?.touch(&used).await?;
+            self.engine.database().await?.touch(&used, None).await?;
         }
         match syncing {
             Some(syncing) => syncing
