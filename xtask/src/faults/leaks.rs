@@ -104,7 +104,7 @@ pub(super) fn check_store(store: &Path) -> Result<()> {
 /// Checks that the store holds nothing any more: everything has been pruned and the caches deleted.
 pub(super) fn check_empty(store: &Path) -> Result<()> {
     check_store(store)?;
-    for name in ["snapshots", "caches", "state/leases", "state/locks"] {
+    for name in ["snapshots", "caches", "state/leases"] {
         nothing_in(&store.join(name))?;
     }
     Ok(())
