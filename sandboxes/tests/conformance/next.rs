@@ -215,9 +215,13 @@ fn init(tree: &Tree) -> u32 {
     })
 }
 
+/// Returns whether process 1 of a step waits for another step here.
+fn waits(tree: &Tree) -> bool {
+    tree.is_native() && obuild_rootless::current().is_none()
+}
+
 fn one_that_waits_can_be_killed(tree: &Tree) {
-    if !tree.is_native() {
-        // Nothing waits there.
+    if !waits(tree) {
         return;
     }
     let first = init(tree);
@@ -234,7 +238,7 @@ fn alive(process: u32) -> bool {
 }
 
 fn many_steps_take_no_more_memory(tree: &Tree) {
-    if !tree.is_native() {
+    if !waits(tree) {
         return;
     }
     let resident = |process: u32| -> u64 {

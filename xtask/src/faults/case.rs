@@ -15,6 +15,7 @@ use crate::zfs;
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// What all runs have in common.
@@ -352,9 +353,14 @@ impl<'a> Case<'a> {
 
 /// Removes a directory, subvolumes in it included.
 pub(super) fn remove_tree(directory: &Path) -> Result<()> {
-    match fs_err::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
+    let mut tries = 0;
+    loop {
+        match fs_err::remove_dir_all(directory) {
+            // A build may just have put something in.
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty && tries < 10 => tries += 1,
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            _ => return Ok(()),
+        }
     }
 }
 
