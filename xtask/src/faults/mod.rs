@@ -190,7 +190,10 @@ fn run_all(options: &Options, scratch: &Scratch) -> Result<u64> {
                     fault.count
                 };
                 let count = options.count.unwrap_or(usual);
-                if count > 0 && *sandbox == "user" {
+                if count == 0 {
+                    continue;
+                }
+                if *sandbox == "user" {
                     disk.with_users("obl")?;
                 }
                 for number in 0..count {
