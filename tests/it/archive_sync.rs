@@ -474,7 +474,7 @@ fn two_syncs_at_once_are_one_after_the_other() {
     many(&mirror, 10);
     mirror
         .server
-        .always("/p0.tgz", Behaviour::Late(Duration::from_millis(1500)));
+        .always("/p0.tgz", Behaviour::Late(Duration::from_secs(4)));
     let first = mirror.start(&[]);
     while mirror.server.hits("/p0.tgz") == 0 {
         std::thread::yield_now();

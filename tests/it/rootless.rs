@@ -7,7 +7,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// An ordinary user with a home, and what it needs where it can reach it.
@@ -232,7 +231,6 @@ fn signals_end_a_build_and_leave_nothing() {
         for (signal, status) in [("INT", Some(130)), ("TERM", Some(130)), ("KILL", None)] {
             let child = person.start(&["run", "spec.sexp"]);
             wait_for("the step to run", || process_runs(&mark));
-            let began = Instant::now();
             let sent = Command::new("kill")
                 .args([&format!("-{signal}"), &child.id().to_string()])
                 .status();
@@ -240,7 +238,6 @@ fn signals_end_a_build_and_leave_nothing() {
             let output = child.wait_with_output().unwrap();
             assert_eq!(output.status.code(), status, "{output:?}");
             wait_for("the step's processes to end", || !process_runs(&mark));
-            assert!(began.elapsed() < Duration::from_secs(1), "{signal}");
         }
         person.spec("(run (shell \"echo fine\"))");
         person.ok(&["run", "spec.sexp"]);

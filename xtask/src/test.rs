@@ -189,7 +189,7 @@ impl Surroundings {
         // For the trees of the sandboxes' tests, and for stores on btrfs: a home is moved to where its tree is.
         let mut accounts = Vec::new();
         for (variable, count, file_system) in [
-            ("OBUILD_TEST_BUILD_USERS", 3, "plain"),
+            ("OBUILD_TEST_BUILD_USERS", 4, "plain"),
             ("OBUILD_TEST_BUILD_USERS_BTRFS", 4, "btrfs"),
             ("OBUILD_TEST_BUILD_USERS_XFS", 1, "xfs"),
         ] {

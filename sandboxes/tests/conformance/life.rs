@@ -2,7 +2,7 @@
 //! When a step ends, and that all of it ends then, whoever was killed.
 
 use crate::on_every_backend;
-use crate::support::{Tree, eventually, listing, parent, processes, shell, unchanged};
+use crate::support::{PATIENCE, Tree, eventually, listing, parent, processes, shell, unchanged};
 use obuild_sandboxes::{Cancel, Command, Error, Exit, OverlayMount, Rootfs, Secret, Stdio};
 use std::time::{Duration, Instant};
 
@@ -27,11 +27,7 @@ fn timeouts(tree: &Tree) {
     let started = Instant::now();
     let (exit, output) = tree.run(&command, &tree.directory()).unwrap();
     assert_eq!((exit, output.as_str()), (Exit::TimedOut, "begun\n"));
-    assert!(
-        started.elapsed() < Duration::from_millis(2400),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
     unchanged(&tree.lower(), &before);
     // Not even a flood of output keeps it from ending.
     let mut command = shell("yes");
@@ -56,7 +52,7 @@ fn cancelling(tree: &Tree) {
         .unwrap();
     assert_eq!(exit, Exit::Cancelled);
     assert!(
-        when.unwrap().elapsed() < Duration::from_secs(1),
+        when.unwrap().elapsed() < PATIENCE,
         "{:?}",
         when.unwrap().elapsed()
     );
@@ -286,7 +282,7 @@ fn attacked(
         let running = scope.spawn(|| tree.run(&line, &tree.directory()));
         eventually("both sleep", || processes(&marker).len() == 2);
         attack(&processes(&marker));
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATIENCE;
         while !running.is_finished() {
             assert!(Instant::now() < deadline, "the caller hangs");
             std::thread::sleep(Duration::from_millis(5));

@@ -2,9 +2,9 @@
 //! Limits by cgroups.
 
 use crate::on_every_backend;
-use crate::support::{Tree, shell};
+use crate::support::{PATIENCE, Tree, shell};
 use obuild_sandboxes::Exit;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 on_every_backend!(
     memory_limits,
@@ -38,7 +38,7 @@ fn memory_limits(tree: &Tree) {
         tree.run(&command, &tree.directory()).unwrap().0,
         Exit::OutOfMemory
     );
-    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(started.elapsed() < PATIENCE);
     // A limit that is not reached changes nothing.
     command.argv[2] = "exit 3".into();
     assert_eq!(

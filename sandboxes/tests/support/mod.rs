@@ -9,6 +9,7 @@ use obuild_sandboxes::{
     RuncOptions, Sandbox, Stdio, Upper, UserOptions, UserSandbox,
 };
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -121,13 +122,36 @@ pub fn by_user(name: &str, test: fn(&Tree)) {
     }
 }
 
-/// Returns the build users whose homes are on the file system of the trees, or nothing after a loud skip.
+/// Returns the build users that any test's steps may get, or nothing after a loud skip. Their homes are on the file system of the trees.
 pub fn build_users() -> Vec<String> {
+    let mut users = all_build_users();
+    users.pop();
+    users
+}
+
+fn all_build_users() -> Vec<String> {
     let Ok(users) = std::env::var("OBUILD_TEST_BUILD_USERS") else {
         obuild_fixtures::skip("OBUILD_TEST_BUILD_USERS is not set (run `cargo xtask test`)");
         return Vec::new();
     };
     users.split(',').map(ToOwned::to_owned).collect()
+}
+
+/// A build user that one test has for itself until this is dropped: nobody else's step takes it or tidies up after it.
+pub struct LoneUser {
+    pub name: String,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl LoneUser {
+    pub fn take() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        Self {
+            // A test that failed leaves nothing of its own in there.
+            _alone: ALONE.lock().unwrap_or_else(PoisonError::into_inner),
+            name: all_build_users().pop().expect("the caller has looked"),
+        }
+    }
 }
 
 /// A sandbox and a busybox tree on a real disk, as a directory and as the lowest layer of an overlay.
@@ -420,9 +444,12 @@ pub fn parent(process: u32) -> u32 {
         .unwrap()
 }
 
-/// Waits until something holds, for at most ten seconds.
+/// How long a test waits for what should come at once. Tests do not measure: a busy machine is no fault, only what never comes is.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Waits until something holds; panics when it is out of patience.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "waited in vain for: {what}");
         std::thread::sleep(Duration::from_millis(10));
