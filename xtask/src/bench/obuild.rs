@@ -34,7 +34,7 @@ impl Obuild {
         Self::new(self.store.clone(), self.sandbox, base, &self.scratch)
     }
 
-    fn command(&self, job: &Job) -> Result<Vec<String>> {
+    pub(super) fn command(&self, job: &Job) -> Result<Vec<String>> {
         let spec = self.scratch.join("bench.spec");
         fs_err::write(&spec, self.spec(job))?;
         let mut command = vec![

@@ -9,8 +9,11 @@ use super::obuild::Obuild;
 use super::table::{Row, Table};
 use crate::cmd::Cmd;
 use anyhow::Result;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// One comparison.
 pub(crate) struct Scenario {
@@ -71,6 +74,18 @@ pub(crate) const ALL: &[Scenario] = &[
                 "unchanged context",
                 ours(table).and_then(Row::wall),
                 60.0,
+            )]
+        },
+    },
+    Scenario {
+        name: "cancel",
+        summary: "a step that ignores signals and has detached a child, from Ctrl-C to the command's end",
+        run: cancel,
+        verdicts: |table| {
+            vec![at_most(
+                "from Ctrl-C to the end",
+                ours(table).and_then(Row::wall),
+                1000.0,
             )]
         },
     },
@@ -218,6 +233,63 @@ fn unchanged(arena: &mut Arena, meter: &Meter) -> Result<Table> {
         per: 1,
         rows,
     })
+}
+
+/// Interrupts builds; the time is from the signal to the end of the command, when nothing of the step may run any more.
+fn cancel(arena: &mut Arena, _: &Meter) -> Result<Table> {
+    let mut rows = Vec::new();
+    for sandbox in ["native", "runc"] {
+        let store = format!("overlay:{}", arena.inputs.join("cancel").display());
+        let obuild = Obuild::new(store, sandbox, &arena.base, &arena.inputs);
+        let mut row = row(&obuild.label(), None);
+        for run in 0..arena.runs {
+            // A number that nobody else sleeps for.
+            let sleep = format!("sleep 9{}", std::process::id());
+            let job = Job {
+                work: Work::Command(format!(
+                    "trap '' INT TERM; (setsid {sleep} &); {sleep} # {run}"
+                )),
+                token: format!("cancel-{run}"),
+                cold: true,
+            };
+            let command = obuild.command(&job)?;
+            let mut child = Command::new(&command[0])
+                .args(&command[1..])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()?;
+            while running(&sleep)? < 2 {
+                anyhow::ensure!(child.try_wait()?.is_none(), "the build has ended by itself");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let begun = Instant::now();
+            let pid = Pid::from_raw(i32::try_from(child.id())?);
+            nix::sys::signal::kill(pid, Signal::SIGINT)?;
+            let status = child.wait()?;
+            row.samples.push(Sample {
+                wall: begun.elapsed(),
+                cpu: Duration::ZERO,
+                peak_kib: 0,
+            });
+            anyhow::ensure!(status.code() == Some(130), "the build ended with {status}");
+            anyhow::ensure!(running(&sleep)? == 0, "something of the step still runs");
+        }
+        rows.push(row);
+    }
+    Ok(Table {
+        title: "from Ctrl-C to the end of the command".to_owned(),
+        per: 1,
+        rows,
+    })
+}
+
+/// Returns how many processes have this command line.
+fn running(line: &str) -> Result<usize> {
+    let wanted = format!("{}\0", line.replace(' ', "\0")).into_bytes();
+    let processes = fs_err::read_dir("/proc")?.flatten();
+    let lines = processes.filter_map(|entry| fs_err::read(entry.path().join("cmdline")).ok());
+    Ok(lines.filter(|line| *line == wanted).count())
 }
 
 fn memory(arena: &mut Arena, meter: &Meter) -> Result<Table> {

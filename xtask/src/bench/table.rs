@@ -66,7 +66,11 @@ impl Table {
                 (Some(min), Some(max)) => format!("{}–{}", self.ms(*min), self.ms(*max)),
                 _ => String::new(),
             };
-            let shown = |time: Option<Duration>| time.map_or(String::new(), |time| self.ms(time));
+            // Where nothing was measured there is no figure.
+            let shown = |time: Option<Duration>| {
+                time.filter(|time| !time.is_zero())
+                    .map_or(String::new(), |time| self.ms(time))
+            };
             writeln!(
                 text,
                 "| {} | {} | {} | {spread} | {} | {} | {} | {} | {} |",
