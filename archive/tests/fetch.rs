@@ -201,6 +201,7 @@ async fn servers_that_do_not_send_are_given_up() {
     let mut bench = Bench::new();
     // Elsewhere patience is as usual: a busy machine is no server that does not send.
     bench.options.stall_timeout = Duration::from_millis(400);
+    bench.options.connect_timeout = Duration::from_secs(2);
     bench.options.attempts = 2;
     bench.server.put("/a", &data(100_000));
     for behaviour in [

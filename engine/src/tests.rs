@@ -158,6 +158,8 @@ impl World {
             task,
             events,
             cancel,
+            text: Vec::new(),
+            outcomes: Vec::new(),
         }
     }
 
@@ -187,22 +189,36 @@ struct Started {
     task: tokio::task::JoinHandle<Result<BuildResult, Error>>,
     events: mpsc::Receiver<Event>,
     cancel: CancellationToken,
+    /// What has come so far.
+    text: Vec<u8>,
+    outcomes: Vec<Outcome>,
 }
 
 impl Started {
-    async fn output(mut self) -> (Result<BuildResult, Error>, String, Vec<Outcome>) {
-        let (mut text, mut outcomes) = (Vec::new(), Vec::new());
-        while let Some(event) = self.events.recv().await {
-            match event {
-                Event::StepOutput { data, .. } => text.extend(data),
-                Event::StepFinished { outcome, .. } => outcomes.push(outcome),
-                _ => {}
-            }
+    /// Takes the next event; `false` when there is none any more.
+    async fn event(&mut self) -> bool {
+        match self.events.recv().await {
+            Some(Event::StepOutput { data, .. }) => self.text.extend(data),
+            Some(Event::StepFinished { outcome, .. }) => self.outcomes.push(outcome),
+            Some(_) => {}
+            None => return false,
         }
+        true
+    }
+
+    /// Waits until a step of it has said something: then the build takes part in that step.
+    async fn says_something(&mut self) {
+        while self.text.is_empty() {
+            assert!(self.event().await, "it has ended without a word");
+        }
+    }
+
+    async fn output(mut self) -> (Result<BuildResult, Error>, String, Vec<Outcome>) {
+        while self.event().await {}
         (
             self.task.await.unwrap(),
-            String::from_utf8(text).unwrap(),
-            outcomes,
+            String::from_utf8(self.text).unwrap(),
+            self.outcomes,
         )
     }
 }
@@ -267,10 +283,12 @@ async fn builds_share_a_step_in_flight_and_see_all_of_its_log() {
     let world = World::new(4).await;
     let one = world.start(world.chain(&["wait"]), NoCache::Never);
     world.running(1).await;
-    let others: Vec<_> = (0..5)
+    let mut others: Vec<_> = (0..5)
         .map(|_| world.start(world.chain(&["wait"]), NoCache::Never))
         .collect();
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    for started in &mut others {
+        started.says_something().await;
+    }
     world.words.go.store(true, Ordering::SeqCst);
     for started in [one].into_iter().chain(others) {
         let (result, said, _) = started.output().await;
@@ -286,8 +304,9 @@ async fn a_step_goes_on_while_anybody_wants_it() {
     let mut builds: Vec<_> = (0..5)
         .map(|_| world.start(world.chain(&["wait"]), NoCache::Never))
         .collect();
-    world.running(1).await;
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    for started in &mut builds {
+        started.says_something().await;
+    }
     let last = builds.pop().unwrap();
     for started in builds {
         started.cancel.cancel();

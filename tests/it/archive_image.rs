@@ -2,7 +2,7 @@
 //! Images of an archive in use: an opam client of what was pushed, and images whose making was killed or ran out of room.
 
 use crate::archive_sync::{Mirror, sum};
-use crate::harness::{Ran, SmallDisk, binary};
+use crate::harness::{Ran, SmallDisk, binary, free_port};
 use obuild_fixtures::opam::opam_clients;
 use obuild_fixtures::{Registry, registry};
 use serde_json::Value;
@@ -133,7 +133,7 @@ fn opam_installs_from_an_image_that_serves_itself() {
     let root = mirror.path("bundle");
     assert!(!root.join("srv/index.tar.gz").exists(), "it is in parts");
     let index = || fs_err::read(mirror.path("out/index.tar.gz")).unwrap();
-    let served = Served::start(&root, "127.0.0.1:0");
+    let served = Served::start(&root, &format!("127.0.0.1:{}", free_port()));
     let address = served.address.clone();
     assert!(served.curl("/index.tar.gz", &[]) == index());
     assert!(served.curl("/index.tar.gz", &["--http2-prior-knowledge"]) == index());

@@ -77,7 +77,7 @@ fn nested_builds_run_at_once_and_feed_the_last() {
     let builds: String = (0..8)
         .map(|n| {
             format!(
-                "(build b{n} ({} (shell /bin/sh -c) (run (shell \"echo on; sleep 2; echo off; echo {n} > /out{n}\"))))\n",
+                "(build b{n} ({} (shell /bin/sh -c) (run (shell \"echo on; sleep 6; echo off; echo {n} > /out{n}\"))))\n",
                 from()
             )
         })

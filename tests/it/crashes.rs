@@ -70,15 +70,16 @@ fn kill_nine_at_any_moment_leaves_a_store_that_works() {
 fn what_a_build_finds_is_as_durable_as_what_it_makes() {
     for world in World::all() {
         let first = "(run (shell \"echo kept > /kept\"))";
-        world.spec(&format!("{first} (run (shell \"echo begun; sleep 60\"))"));
+        let mark = format!("33{}", std::process::id());
+        world.spec(&format!("{first} (run (shell \"sleep {mark}\"))"));
         let mut child = world.start(&["run", "spec.sexp"]);
         let provisional = || {
             let marks = fs_err::read_dir(world.path("store/provisional"));
             marks.map_or(0, Iterator::count)
         };
-        wait_for("the base and the first step to be done", || {
-            provisional() >= 2
-        });
+        // Not the mark of the first step, which is there before the step is done.
+        wait_for("the second step to run", || process_runs(&mark));
+        assert!(provisional() >= 2, "the base and the first step");
         child.kill().unwrap();
         child.wait().unwrap();
         world.spec(first);

@@ -100,7 +100,7 @@ fn who_takes_over_when_the_builder_is_killed_starts_afresh() {
 #[test]
 fn pruning_leaves_what_a_running_build_counts_on() {
     let Some(world) = World::new() else { return };
-    world.spec("(run (shell \"echo kept > /kept\")) (run (shell \"sleep 1; cat /kept\"))");
+    world.spec("(run (shell \"echo kept > /kept\")) (run (shell \"sleep 6; cat /kept\"))");
     let building = world.start(&["run", "spec.sexp"]);
     wait_for("the second step to run", || {
         world.ok(&["ls", "-q"]).lines().count() >= 2

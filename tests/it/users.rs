@@ -5,10 +5,12 @@ use crate::harness::{PATIENCE, Ran, World, process_runs, wait_for};
 use obuild_fixtures::{FileSystem, skip};
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// A world with a btrfs store, and the build users whose homes are on its file system.
-fn world() -> Option<(World, Vec<String>)> {
+/// A world with a btrfs store, and the build users whose homes are on its file system. Nobody else has them as long as the last is held.
+fn world() -> Option<(World, Vec<String>, MutexGuard<'static, ()>)> {
+    static ALONE: Mutex<()> = Mutex::new(());
     let Ok(users) = std::env::var("OBUILD_TEST_BUILD_USERS_BTRFS") else {
         skip("OBUILD_TEST_BUILD_USERS_BTRFS is not set (run `cargo xtask test`)");
         return None;
@@ -16,7 +18,11 @@ fn world() -> Option<(World, Vec<String>)> {
     let world = World::on(FileSystem::Btrfs, "btrfs")?;
     fs_err::create_dir_all(world.path("base/src")).unwrap();
     world.write("base/src/main", "a program\n");
-    Some((world, users.split(',').map(ToOwned::to_owned).collect()))
+    let mut users: Vec<String> = users.split(',').map(ToOwned::to_owned).collect();
+    // The matrix of stores and sandboxes has the last.
+    users.pop();
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    Some((world, users, alone))
 }
 
 /// Writes a spec of these operations on a base that is a home directory.
@@ -78,7 +84,7 @@ fn tree(world: &World, id: &str) -> Vec<String> {
 
 #[test]
 fn four_builds_run_at_once() {
-    let Some((world, users)) = world() else {
+    let Some((world, users, _alone)) = world() else {
         return;
     };
     assert!(users.len() >= 4, "{users:?}");
@@ -90,7 +96,7 @@ fn four_builds_run_at_once() {
         .map(|n| {
             // None ends before all four are there.
             let line = format!(
-                "(run (shell \"echo > {meet}/{n}; i=0; until test -e {meet}/go; do i=$((i+1)); test $i -lt 200 || exit 1; sleep 0.05; done; id -un\"))"
+                "(run (shell \"echo > {meet}/{n}; i=0; until test -e {meet}/go; do i=$((i+1)); test $i -lt 1200 || exit 1; sleep 0.05; done; id -un\"))"
             );
             let name = format!("spec-{n}.sexp");
             spec(&world, &name, &line);
@@ -119,7 +125,7 @@ fn four_builds_run_at_once() {
 
 #[test]
 fn results_are_the_same_whoever_ran() {
-    let Some((world, users)) = world() else {
+    let Some((world, users, _alone)) = world() else {
         return;
     };
     let operations = "(workdir /work) (copy (src src) (dst /work/src)) (run (shell \"mkdir -p out/deep; cp src/main out/deep/; ln out/deep/main out/hard; ln -s deep/main out/soft; chmod 751 out; echo ~ > /dev/null\"))
@@ -166,7 +172,7 @@ fn results_are_the_same_whoever_ran() {
 
 #[test]
 fn a_step_reaches_neither_the_store_nor_another_step() {
-    let Some((world, users)) = world() else {
+    let Some((world, users, _alone)) = world() else {
         return;
     };
     let mark = format!("45{}", std::process::id());
@@ -218,7 +224,7 @@ fn home(user: &str) -> String {
 
 #[test]
 fn ctrl_c_ends_a_build_user_s_step_in_under_a_second() {
-    let Some((world, users)) = world() else {
+    let Some((world, users, _alone)) = world() else {
         return;
     };
     let mark = format!("46{}", std::process::id());
@@ -242,7 +248,7 @@ fn ctrl_c_ends_a_build_user_s_step_in_under_a_second() {
 
 #[test]
 fn what_build_users_cannot_do_is_told_at_once() {
-    let Some((world, users)) = world() else {
+    let Some((world, users, _alone)) = world() else {
         return;
     };
     spec(&world, "spec.sexp", "(run (shell \"echo ran\"))");

@@ -190,7 +190,7 @@ impl Surroundings {
         let mut accounts = Vec::new();
         for (variable, count, file_system) in [
             ("OBUILD_TEST_BUILD_USERS", 4, "plain"),
-            ("OBUILD_TEST_BUILD_USERS_BTRFS", 4, "btrfs"),
+            ("OBUILD_TEST_BUILD_USERS_BTRFS", 5, "btrfs"),
             ("OBUILD_TEST_BUILD_USERS_XFS", 1, "xfs"),
         ] {
             report.check("build users", || {

@@ -450,7 +450,7 @@ fn a_server_that_says_nothing_is_left_when_it_is_cancelled() {
     });
     let started = Instant::now();
     assert!(matches!(repository.head(), Err(Error::Cancelled)));
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < Duration::from_mins(1));
     drop(canceller.join().expect("it ends"));
 }
 

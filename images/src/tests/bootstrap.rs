@@ -2,12 +2,13 @@
 //! `debootstrap:` with a script in the program's place: no package mirror, no network.
 
 use super::support::Area;
+use super::wire::PATIENCE;
 use crate::{Error, NoDigests, Progress, ResolveOptions, Resolved, Tools, import, resolve};
 use obuild_fixtures::skip;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Does what debootstrap does as far as we see it: takes the target from its arguments, leaves the host's traces.
 const SCRIPT: &str = r#"#!/bin/bash
@@ -213,7 +214,7 @@ fn a_cancelled_debootstrap_leaves_nothing_running() {
         &|| cancelled.get(),
     );
     assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
-    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert!(begin.elapsed() < PATIENCE);
     fake.area.assert_empty();
     let is_left = || {
         fs_err::read_dir("/proc")
@@ -224,7 +225,7 @@ fn a_cancelled_debootstrap_leaves_nothing_running() {
                     .is_ok_and(|line| line == b"sleep\x001357\0")
             })
     };
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     while is_left() {
         assert!(Instant::now() < deadline, "a process survived");
         std::thread::yield_now();

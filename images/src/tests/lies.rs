@@ -2,7 +2,7 @@
 //! Registries that lie, fail, send us round in circles or refuse us.
 
 use super::support::{Area, Layout, OCI, archive, gzip};
-use super::wire::{Puller, Reply, Request, Server, noise, registry_of};
+use super::wire::{PATIENCE, Puller, Reply, Request, Server, noise, registry_of};
 use crate::registry::HostOptions;
 use crate::{Digest, ErrorKind, Pull};
 use serde_json::{Value, json};
@@ -168,7 +168,7 @@ fn who_fails_for_a_while_is_asked_again() {
         .resolve(&format!("{}/x:1", server.host))
         .expect_err("an hour is too long");
     assert!(
-        error.to_string().contains("429") && began.elapsed() < Duration::from_secs(5),
+        error.to_string().contains("429") && began.elapsed() < PATIENCE,
         "{error}"
     );
     assert_eq!(error.kind(), ErrorKind::Host);
@@ -193,7 +193,9 @@ fn silence_is_not_waited_out() {
         }
         reply
     });
-    let puller = Puller::new(&area);
+    let puller = Puller::with(&area, |options| {
+        options.timeout = std::time::Duration::from_secs(2);
+    });
     puller
         .import(&format!("{}/x:1", server.host))
         .expect("the second time");

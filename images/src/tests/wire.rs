@@ -303,6 +303,9 @@ fn pass(
     let _ = to.shutdown(Shutdown::Both);
 }
 
+/// How long a test waits for what should come at once: a busy machine is no fault.
+pub(super) const PATIENCE: Duration = Duration::from_mins(1);
+
 /// A client with its blobs in the area, and what it resolves and imports.
 pub(super) struct Puller<'a> {
     pub(super) area: &'a Area,
@@ -318,7 +321,7 @@ impl<'a> Puller<'a> {
 
     pub(super) fn with(area: &'a Area, change: impl FnOnce(&mut ClientOptions)) -> Self {
         let mut options = ClientOptions::new(area.path("images"));
-        options.timeout = Duration::from_secs(2);
+        options.timeout = PATIENCE;
         change(&mut options);
         Self {
             area,
