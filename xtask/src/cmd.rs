@@ -182,6 +182,18 @@ impl Cmd {
     }
 }
 
+/// Does what a network's hiccup or another program's lock may make fail; twice more, with pauses, if it does.
+pub(crate) fn again<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 0..2 {
+        match work() {
+            Ok(done) => return Ok(done),
+            Err(error) => eprintln!("{error:#}; once more in half a minute"),
+        }
+        std::thread::sleep(Duration::from_secs(30));
+    }
+    work()
+}
+
 /// A program that runs beside us until this is dropped.
 pub(crate) struct Background {
     child: std::process::Child,

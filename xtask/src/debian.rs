@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The Debian root file system that tests and benchmarks use: made once by debootstrap, kept as a tar.
 
-use crate::cmd::Cmd;
+use crate::cmd::{Cmd, again};
 use crate::filesystems::Scratch;
 use crate::workspace;
 use anyhow::{Context, Result};
@@ -30,17 +30,16 @@ fn make(tar: &Path) -> Result<()> {
     anyhow::ensure!(workspace::is_root(), "debootstrap needs root");
     let scratch = Scratch::create(Path::new("/var/tmp"))?;
     let root = scratch.path().join("root");
-    let mut command = Cmd::new("debootstrap")
-        .args(["--variant=minbase", SUITE])
-        .arg(&root)
-        .deadline(Duration::from_mins(15));
-    // Without one debootstrap takes Debian's own default.
-    if let Some(mirror) = mirror() {
-        command = command.arg(mirror);
-    }
-    command
-        .output()
-        .context("make a Debian root with debootstrap")?;
+    again(|| {
+        Cmd::new("debootstrap")
+            .args(["--variant=minbase", SUITE])
+            .arg(&root)
+            // Without one debootstrap takes Debian's own default.
+            .args(mirror())
+            .deadline(Duration::from_mins(15))
+            .output()
+    })
+    .context("make a Debian root with debootstrap")?;
     let unfinished = tar.with_extension("tar.unfinished");
     Cmd::new("tar")
         .args(["--sort=name", "--numeric-owner"])

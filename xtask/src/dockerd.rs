@@ -56,13 +56,18 @@ impl Daemon {
 
     /// Waits until it answers.
     pub(crate) fn wait(&mut self) -> Result<()> {
-        let end = Instant::now() + Duration::from_mins(1);
+        let end = Instant::now() + Duration::from_mins(2);
+        let mut again = 0..2;
         while Instant::now() < end {
             if self.answers() {
                 return Ok(());
             }
             if !self.process.as_mut().is_some_and(Background::is_running) {
-                break;
+                // It gives up when containerd is not there within 15 seconds.
+                if again.next().is_none() {
+                    break;
+                }
+                self.launch()?;
             }
             std::thread::sleep(Duration::from_millis(50));
         }

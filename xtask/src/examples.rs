@@ -4,7 +4,7 @@
 //! The comment at the head of an example shows the commands that run it, indented after the semicolon. They are run as
 //! they stand, by a shell in the top directory, but for `/tmp`, which is a scratch directory.
 
-use crate::cmd::Cmd;
+use crate::cmd::{Cmd, again};
 use crate::filesystems::Scratch;
 use crate::{packages, workspace};
 use anyhow::{Context, Result};
@@ -46,15 +46,18 @@ pub(crate) fn run_all(scratch: &Path) -> Result<()> {
         for line in script.lines() {
             eprintln!("$ {line}");
         }
-        Cmd::new("sh")
-            .quiet()
-            .args(["-ec", &script])
-            .env("OBUILD_STORE", &store)
-            .env("OBUILD_PROGRESS", "plain")
-            .env("PATH", &path)
-            .deadline(Duration::from_mins(20))
-            .output()
-            .with_context(|| format!("{name} does not run"))?;
+        // Some fetch packages. What is done is cached.
+        again(|| {
+            Cmd::new("sh")
+                .quiet()
+                .args(["-ec", &script])
+                .env("OBUILD_STORE", &store)
+                .env("OBUILD_PROGRESS", "plain")
+                .env("PATH", &path)
+                .deadline(Duration::from_mins(20))
+                .output()
+        })
+        .with_context(|| format!("{name} does not run"))?;
     }
     Ok(())
 }

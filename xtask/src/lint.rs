@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cargo xtask lint`: everything that can be said of the sources without running them.
 
-use crate::cmd::Cmd;
+use crate::cmd::{Cmd, again};
 use crate::report::Report;
 use crate::workspace;
 use anyhow::{Result, bail};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The spelling checker's release; its word lists differ between releases.
-const TYPOS: &str = "typos>=1.40,<2";
+const TYPOS: &str = "typos==1.52.0";
 
 /// A source file may not be longer.
 const MOST_LINES: usize = 800;
@@ -88,19 +88,16 @@ fn typos() -> Result<PathBuf> {
     let directory = workspace::target().join("tools/typos");
     let program = directory.join("bin/typos");
     if !program.exists() {
-        Cmd::new("python3")
-            .args([
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--only-binary=:all:",
-                "--target",
-            ])
-            .arg(&directory)
-            .arg(TYPOS)
-            .deadline(Duration::from_mins(2))
-            .output()?;
+        let options = ["--quiet", "--only-binary=:all:", "--target"];
+        again(|| {
+            Cmd::new("python3")
+                .args(["-m", "pip", "install"])
+                .args(options)
+                .arg(&directory)
+                .arg(TYPOS)
+                .deadline(Duration::from_mins(10))
+                .output()
+        })?;
     }
     Ok(program)
 }

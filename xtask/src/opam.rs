@@ -2,7 +2,7 @@
 //! The opam clients that tests read an index with: this Debian's, and those of newer Debian suites, unpacked privately and run with
 //! their own C library.
 
-use crate::cmd::Cmd;
+use crate::cmd::{Cmd, again};
 use crate::{debian, packages, workspace};
 use anyhow::{Context, Result};
 use std::os::unix::fs::PermissionsExt;
@@ -134,8 +134,10 @@ fn download(suite: &str, place: &Path) -> Result<()> {
         ];
         command.args(plain).args(arguments).output()
     };
-    apt(&["update"])?;
-    apt(&[&["download"], &PACKAGES[..]].concat())?;
+    again(|| {
+        apt(&["update"])?;
+        apt(&[&["download"], &PACKAGES[..]].concat())
+    })?;
     for entry in fs_err::read_dir(place.join("debs"))? {
         Cmd::new("dpkg-deb")
             .arg("-x")

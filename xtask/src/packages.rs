@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Installs the system programs that a task needs, on Debian and its relatives.
 
-use crate::cmd::Cmd;
+use crate::cmd::{Cmd, again};
 use crate::workspace::{find_program, is_root};
 use anyhow::{Result, bail};
 use std::path::Path;
@@ -113,12 +113,21 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     if find_program("apt-get").is_none() {
         bail!("missing, and there is no apt-get to install it with: {list}");
     }
-    let apt = || Cmd::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive");
-    apt().args(["-q", "update"]).run()?;
-    apt()
-        .args(["-q", "-y", "--no-install-recommends", "install"])
-        .args(&packages)
-        .run()?;
+    let apt = || {
+        // Others may be at it (apt-daily); and an index that does not come is an error, not a warning.
+        let options = ["DPkg::Lock::Timeout=600", "APT::Update::Error-Mode=any"];
+        Cmd::new("apt-get")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .arg("-q")
+            .args(options.map(|option| ["-o", option]).concat())
+    };
+    again(|| {
+        apt().arg("update").run()?;
+        apt()
+            .args(["-y", "--no-install-recommends", "install"])
+            .args(&packages)
+            .run()
+    })?;
     let still = missing(needs);
     if !still.is_empty() {
         bail!("installed, but still not found: {}", still.join(" "));

@@ -95,7 +95,7 @@ pub(crate) fn run_suites(scratch: &Scratch, users: &Users) -> Result<()> {
                 .args(["unshare", "--"])
                 .arg(&suite)
                 .args(parts)
-                .deadline(Duration::from_mins(5))
+                .deadline(Duration::from_mins(30))
                 .run()
                 .with_context(|| format!("{package}: {test}, as {user}"))?;
         }

@@ -24,7 +24,7 @@ const IMAGE_BYTES: u64 = 8 << 30;
 const ON_ZFS: [&str; 3] = ["zfs", "every_store_with_every_sandbox", "layer::tests"];
 
 /// Many times what the tests take. Nothing may go on for ever.
-const DEADLINE: Duration = Duration::from_mins(40);
+const DEADLINE: Duration = Duration::from_mins(75);
 
 /// The argument that asks for the suites as ordinary users only.
 const AS_USERS: &str = "--as-users";

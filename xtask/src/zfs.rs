@@ -111,7 +111,7 @@ pub(crate) fn daemon(scratch: &Path) -> Result<Option<Daemon>> {
     // In the foreground, so that it is of our process group. Without the option it keeps no extended attributes.
     let command = Cmd::new("zfs-fuse").args(["-n", "--no-kstat-mount", "--enable-xattr"]);
     let mut process = Background::start(command, &scratch.join("zfs-fuse.log"))?;
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + PATIENCE;
     while !answers() {
         if !process.is_running() || Instant::now() > end {
             bail!("zfs-fuse does not answer; it needs /dev/fuse");
@@ -229,18 +229,14 @@ fn answers() -> bool {
 
 /// Destroys a pool, if it is there.
 pub(crate) fn destroy(name: &str) -> Result<()> {
-    let zpool = |arguments: &[&str]| {
-        Cmd::new("zpool")
-            .args(arguments)
-            .quiet()
-            .deadline(Duration::from_secs(30))
-    };
+    let zpool = |arguments: &[&str]| Cmd::new("zpool").args(arguments).quiet().deadline(PATIENCE);
     if !zpool(&["list", name]).try_quietly() {
         // Never made, or its daemon is gone, and with it all but the file.
         return Ok(());
     }
     // The daemon takes a moment over the last unmounts, and calls the pool busy until then.
-    for _ in 0..20 {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
         if zpool(&["destroy", "-f", name]).try_quietly() {
             return Ok(());
         }

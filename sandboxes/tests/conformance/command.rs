@@ -2,7 +2,7 @@
 //! What a command is given, and what is said of how it ended.
 
 use crate::on_every_backend;
-use crate::support::{Tree, eventually, listing, shell, unchanged};
+use crate::support::{Tree, eventually, listing, shell, unchanged, until};
 use obuild_fixtures::{Privilege, may};
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, Limits, Mount, MountSource, Network, OverlayMount, Rootfs, Stdio,
@@ -325,8 +325,11 @@ fn networks(tree: &Tree) {
     let _ = tree.run(&command, &tree.directory()).unwrap();
     assert!(listener.accept().is_ok(), "the host's loopback");
     // The own loopback is up and usable.
-    let line = "(echo served | nc -l -p 7777 &) ; sleep 0.3; timeout 1 nc 127.0.0.1 7777 < /dev/null; true";
-    assert_eq!(tree.output(line), "served\n");
+    let line = format!(
+        "(while :; do echo served | nc -l -p 7777; done &) ; {}; echo \"$out\"",
+        until("out=$(timeout 2 nc 127.0.0.1 7777 < /dev/null); test -n \"$out\"")
+    );
+    assert_eq!(tree.output(&line), "served\n");
 }
 
 const SYNC: &str = r#"

@@ -105,10 +105,12 @@ fn dead_callers_groups_are_removed(tree: &Tree) {
         return;
     }
     // No process has this id with this start time.
-    let place = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"]
+    let name = format!("obuild-1-1-{}", tree.number());
+    let abandoned = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"]
+        .map(|place| std::path::Path::new(place).join(&name))
         .into_iter()
-        .find(|place| fs_err::create_dir(std::path::Path::new(place).join("obuild-1-1-0")).is_ok());
-    let abandoned = std::path::Path::new(place.unwrap()).join("obuild-1-1-0");
+        .find(|path| fs_err::create_dir(path).is_ok())
+        .unwrap();
     // They are looked for when cgroups are needed first.
     crate::support::open(tree.backend(), tree.scratch.path()).features();
     assert!(!abandoned.exists());

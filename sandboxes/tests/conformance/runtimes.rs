@@ -3,7 +3,6 @@
 
 use crate::support::{Tree, helper, listing, shell, unchanged};
 use obuild_sandboxes::{Cancel, Error, Exit, Runc, RuncOptions, Sandbox, Stdio};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 fn open(tree: &Tree, runtime: &Path) -> Result<Runc, Error> {
@@ -27,8 +26,17 @@ fn run(tree: &Tree, sandbox: &Runc) -> Result<Exit, Error> {
 
 fn script(tree: &Tree, text: &str) -> std::path::PathBuf {
     let path = tree.path("runtime");
-    fs_err::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // By another process: what this one writes a child of another test may hold open for a moment, and then it cannot be run.
+    let written = std::process::Command::new("sh")
+        .args([
+            "-ec",
+            "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\"; chmod 755 \"$2\"",
+            "sh",
+            text,
+        ])
+        .arg(&path)
+        .status();
+    assert!(written.unwrap().success());
     path
 }
 

@@ -3,6 +3,7 @@
 
 use crate::support::{
     LoneUser, PATIENCE, Tree, build_users, eventually, helper, listing, parent, processes, shell,
+    until,
 };
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, Mount, MountSource, Rootfs, Sandbox, Secret, Stdio, User,
@@ -457,7 +458,7 @@ int main() {
             let holder = scope.spawn(|| {
                 run(
                     &one,
-                    &shell("echo > begun; sleep 2; echo held"),
+                    &shell(&format!("echo > begun; {}; echo held", until("test -e go"))),
                     &Rootfs::Directory(first.clone()),
                 )
             });
@@ -476,6 +477,7 @@ int main() {
             let exit = two.run(&shell("true"), &rootfs, Stdio::Capture(&mut sink), &cancel);
             assert_eq!(exit.unwrap(), Exit::Cancelled);
             assert!(said.contains("busy"), "{said}");
+            fs_err::write(Path::new(&home_of(&user.name)).join("go"), "").unwrap();
             // Or waits until its turn.
             let (exit, output) = run(&two, &shell("echo after"), &rootfs).unwrap();
             assert_eq!(exit, Exit::Status(0));

@@ -444,6 +444,11 @@ pub fn parent(process: u32) -> u32 {
         .unwrap()
 }
 
+/// Returns a line of shell that waits until another one succeeds, for a minute at most.
+pub fn until(line: &str) -> String {
+    format!("i=0; until {line}; do i=$((i+1)); test $i -lt 600 || exit 99; sleep 0.1; done")
+}
+
 /// How long a test waits for what should come at once. Tests do not measure: a busy machine is no fault, only what never comes is.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 

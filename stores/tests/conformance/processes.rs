@@ -254,7 +254,10 @@ fn without_root_a_store_is_refused(fixture: &Fixture) {
     let all = Permissions::from_mode(0o755);
     fs_err::set_permissions(fixture.scratch(), all.clone()).unwrap();
     let program = fixture.scratch().join("program");
-    fs_err::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    // By another process: what this one writes a child of another test may hold open for a moment, and then it cannot be run.
+    let mut cp = Command::new("cp");
+    cp.arg(std::env::current_exe().unwrap()).arg(&program);
+    assert!(cp.status().unwrap().success());
     fs_err::set_permissions(&program, all).unwrap();
     let own = fixture.scratch().join("own");
     fs_err::create_dir(&own).unwrap();

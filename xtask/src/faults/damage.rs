@@ -112,12 +112,22 @@ fn late(case: &mut Case<'_>, recipe: &Recipe) -> Result<()> {
 }
 
 fn damage(case: &mut Case<'_>) -> Result<()> {
+    match try_damage(case) {
+        // It is not there yet, or put aside by a build while we are at it.
+        Err(error)
+            if error
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound) =>
+        {
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+fn try_damage(case: &mut Case<'_>) -> Result<()> {
     let database = case.obuild.store_directory().join("state/obuild.db");
-    let length = match fs_err::metadata(&database) {
-        Ok(metadata) => usize::try_from(metadata.len())?,
-        // There is none yet.
-        Err(_) => return Ok(()),
-    };
+    let length = usize::try_from(fs_err::metadata(&database)?.len())?;
     let garbage: Vec<u8> = (0..4096 * 3)
         .map(|_| u8::try_from(case.random.below(256)).expect("it is below 256"))
         .collect();

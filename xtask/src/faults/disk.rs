@@ -350,7 +350,7 @@ fn zfs(arguments: &[&str]) -> Cmd {
         .args(["/usr/sbin/zfs", "zfs"])
         .args(arguments)
         .quiet()
-        .deadline(Duration::from_secs(30))
+        .deadline(Duration::from_mins(2))
 }
 
 /// For a file system that does not know how to allocate.

@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// After this a run counts as hanging. Generous: the machine may be busy.
-const DEADLINE: Duration = Duration::from_secs(90);
+const DEADLINE: Duration = Duration::from_mins(10);
 
 /// One store and one sandbox as `obuild` gets them, with directories of its own for everything else.
 #[derive(Debug)]

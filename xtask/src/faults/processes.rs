@@ -127,7 +127,7 @@ impl Family {
     ///
     /// When somebody stays.
     pub(super) fn wait_until_alone(&self) -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_mins(2);
         loop {
             let mut strangers = Vec::new();
             for (pid, process) in children() {
