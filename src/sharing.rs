@@ -129,7 +129,8 @@ impl Sharing {
             .await??;
             if !quiet {
                 tell(&format!(
-                    "shared {steps} steps in {place}: {} sent, {} spared, {}\n",
+                    "shared {} in {place}: {} sent, {} spared, {}\n",
+                    values::counted(steps, "step"),
                     values::size(report.sent_bytes),
                     values::size(report.spared_bytes),
                     report.digest

@@ -80,6 +80,13 @@ pub(crate) fn parse_cpus(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Returns how many of something there are, in words: `1 step`, `2 steps`.
+pub(crate) fn counted(number: impl std::fmt::Display, what: &str) -> String {
+    let number = number.to_string();
+    let plural = if number == "1" { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
 /// Writes a size for people: `1.5 MB`, powers of 1000 as `df -H` and registries count.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];

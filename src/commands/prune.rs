@@ -4,7 +4,7 @@
 use super::ls::since;
 use super::{open_engine, print, runtime};
 use crate::cli::{Global, Prune};
-use crate::values::{age, one_line, size};
+use crate::values::{age, counted, one_line, size};
 use anyhow::Result;
 use obuild_engine::PruneOptions;
 use std::time::UNIX_EPOCH;
@@ -40,14 +40,14 @@ pub(crate) fn run(global: &Global, options: &Prune) -> Result<()> {
     }))?;
     if pruned.layers > 0 {
         print(format!(
-            "{verb} {} fetched files of images, {}\n",
-            pruned.layers,
+            "{verb} {} of images, {}\n",
+            counted(pruned.layers, "fetched file"),
             size(pruned.layers_bytes)
         ))?;
     }
     print(format!(
-        "{verb} {} steps, {}\n",
-        pruned.steps.len(),
+        "{verb} {}, {}\n",
+        counted(pruned.steps.len(), "step"),
         size(pruned.bytes)
     ))
 }

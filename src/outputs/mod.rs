@@ -287,9 +287,9 @@ impl Outputs {
         let bytes: u64 = image.layers.iter().map(|layer| layer.blob.size).sum();
         let own = image.layers.iter().filter(|layer| !layer.of_base).count();
         let text = format!(
-            "{}: {} layers, {own} of them new, {}, {}\n",
+            "{}: {}, {own} of them new, {}, {}\n",
             dest.display(),
-            image.layers.len(),
+            values::counted(image.layers.len(), "layer"),
             values::size(bytes),
             image.digest()
         );

@@ -6,6 +6,7 @@ mod plain;
 mod tty;
 
 use crate::cli::{ProgressKind, When};
+use crate::values::{counted, one_line, time};
 use obuild_engine::Event;
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
@@ -117,7 +118,7 @@ impl Lines {
 
 /// Where a step stands: `[dev]` for one of a nested build, and its heading on one line.
 fn title(build: &[String], heading: &str) -> String {
-    let heading = crate::values::one_line(heading);
+    let heading = one_line(heading);
     if build.is_empty() {
         heading
     } else {
@@ -131,8 +132,8 @@ fn summary(built: usize, cached: usize, fetched: usize, duration: Duration) -> S
         0 => String::new(),
         fetched => format!("{fetched} fetched, "),
     };
-    let time = crate::values::time(duration);
-    format!("{built} steps built, {fetched}{cached} cached, in {time}")
+    let (built, time) = (counted(built, "step"), time(duration));
+    format!("{built} built, {fetched}{cached} cached, in {time}")
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ fn a_build_that_changes_without_effect_does_not_run_what_copies_from_it() {
         one,
         "the copied files are the same: {ran:#?}"
     );
-    assert!(ran.stderr.contains("1 steps built"), "{ran:#?}");
+    assert!(ran.stderr.contains("1 step built"), "{ran:#?}");
 }
 
 #[test]

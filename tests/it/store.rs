@@ -252,7 +252,7 @@ fn results_move_between_kinds_and_back() {
             assert!(said.contains("1 caches"), "{said}");
             let said = from.ok(&["store", "copy", &from.store, &url, "--all"]);
             assert!(
-                said.starts_with("copied 0 snapshots, 0 B; 4 were there"),
+                said.starts_with("copied 0 snapshots, 0 B; 4 there before"),
                 "{said}"
             );
             let other = |arguments: &[&str]| -> Ran {
@@ -315,7 +315,7 @@ fn what_stands_on_another_result_of_the_same_step_is_copied_as_it_is() {
     world.ok(&["run", "spec.sexp", "--store", &url]);
     let target = world.build(&second);
     let said = world.ok(&["store", "copy", &world.store, &url, &target]);
-    assert!(said.starts_with("copied 1 snapshots"), "{said}");
+    assert!(said.starts_with("copied 1 snapshot,"), "{said}");
     let script = "cat /first /second; ls / | grep same";
     let there = world.ok(&[
         "shell",
@@ -343,7 +343,7 @@ fn a_damaged_snapshot_is_not_copied() {
     let ran = world.run(&["store", "copy", &world.store, &url, "--all"]);
     assert_eq!(ran.status, 1, "{ran:#?}");
     assert!(ran.stdout.contains(&chain[1][..12]), "{ran:#?}");
-    assert!(ran.stdout.contains("copied 1 snapshots"), "{ran:#?}");
+    assert!(ran.stdout.contains("copied 1 snapshot,"), "{ran:#?}");
 }
 
 #[test]

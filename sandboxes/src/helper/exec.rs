@@ -9,7 +9,7 @@ use crate::seccomp::Program;
 use crate::sys::{self, Strings};
 use crate::tree::Tree;
 use crate::wire::{Failure, Trying};
-use bstr::{BString, ByteSlice};
+use bstr::{BStr, BString, ByteSlice};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Gid, Uid};
 use rustix::process::{Resource, Rlimit};
@@ -29,17 +29,11 @@ impl Image {
         account: &Account,
         program: BString,
     ) -> Result<Self, Failure> {
-        let env = environment(command, account).into_iter();
-        let env = env.map(|(name, value)| {
-            let mut entry = name;
-            entry.push(b'=');
-            entry.extend_from_slice(&value);
-            entry
-        });
+        let env = environment(command, account.home.as_bstr());
         Ok(Self {
             path: strings([program])?.remove(0),
             argv: strings(command.argv.iter().cloned())?.into(),
-            env: strings(env)?.into(),
+            env: variables(&env)?.into(),
         })
     }
 }
@@ -133,13 +127,21 @@ pub(crate) fn open_files() -> Rlimit {
     }
 }
 
-/// Returns the environment with `HOME`.
-pub(super) fn environment(command: &Command, account: &Account) -> Vec<(BString, BString)> {
+/// Returns the environment, with the home directory unless the command has one of its own.
+pub(crate) fn environment(command: &Command, home: &BStr) -> Vec<(BString, BString)> {
     let mut env = command.env.clone();
     if !env.iter().any(|(name, _)| name == "HOME") {
-        env.push((BString::from("HOME"), account.home.clone()));
+        env.push((BString::from("HOME"), home.to_owned()));
     }
     env
+}
+
+/// Returns an environment as execve(2) takes it.
+pub(crate) fn variables(env: &[(BString, BString)]) -> Result<Vec<CString>, Failure> {
+    strings(
+        env.iter()
+            .map(|(name, value)| BString::from([name.as_slice(), b"=", value].concat())),
+    )
 }
 
 impl Launch<'_> {

@@ -10,7 +10,7 @@ use crate::cgroup::{CPU_PERIOD, quota};
 use crate::sandbox::{Command, Network};
 use crate::seccomp::{Action, CALLS};
 use crate::wire::{Failure, Runtime};
-use bstr::BString;
+use bstr::{BString, ByteSlice};
 use serde_json::{Value, json};
 
 /// Something that the runtime mounts.
@@ -58,7 +58,7 @@ pub(super) fn config(input: &Input<'_>) -> Result<String, Failure> {
     let Input {
         command, account, ..
     } = input;
-    let env = exec::environment(command, account);
+    let env = exec::environment(command, account.home.as_bstr());
     let env: Vec<String> = env
         .iter()
         .map(|(name, value)| Ok(format!("{}={}", text(name)?, text(value)?)))

@@ -2,12 +2,12 @@
 //! The last part of a build user's process before the command: session, limits, identity, program.
 
 use super::{Account, sys};
-use crate::helper::exec::{open_files, strings};
+use crate::helper::exec::{environment, open_files, strings, variables};
 use crate::helper::init::Stdio;
 use crate::helper::programs::{self, Files};
 use crate::sandbox::Command;
 use crate::wire::{Failure, Trying};
-use bstr::{BString, ByteSlice};
+use bstr::ByteSlice;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
@@ -48,14 +48,10 @@ impl Launch<'_> {
     }
 
     fn try_exec(&self) -> Result<std::convert::Infallible, Failure> {
-        let env = self.environment();
+        let home = self.account.home.as_os_str().as_bytes();
+        let env = environment(self.command, home.as_bstr());
         let argv = strings(self.command.argv.iter().cloned())?;
-        let variables = strings(env.iter().map(|(name, value)| {
-            let mut entry = name.clone();
-            entry.push(b'=');
-            entry.extend_from_slice(value);
-            entry
-        }))?;
+        let entries = variables(&env)?;
         self.stdio.install()?;
         self.limit()?;
         #[cfg(target_os = "linux")]
@@ -79,23 +75,13 @@ impl Launch<'_> {
             workdir.as_os_str().as_bytes(),
         )?;
         let path = strings([program.clone()])?.remove(0);
-        let error = crate::sys::execve(&path, &argv.into(), &variables.into());
+        let error = crate::sys::execve(&path, &argv.into(), &entries.into());
         let errno = rustix::io::Errno::from_io_error(&error);
         let reason = programs::obstacle(&Host, program.as_bstr(), errno);
         Err(Failure::NoProgram {
             program: self.command.argv[0].clone(),
             reason: reason.unwrap_or_else(|| error.to_string()),
         })
-    }
-
-    /// Returns the environment, with the home directory unless the command has one of its own.
-    fn environment(&self) -> Vec<(BString, BString)> {
-        let mut env = self.command.env.clone();
-        if !env.iter().any(|(name, _)| name == "HOME") {
-            let home = self.account.home.as_os_str().as_bytes();
-            env.push((BString::from("HOME"), BString::from(home)));
-        }
-        env
     }
 
     /// Returns the working directory below the home, which is the tree's root.

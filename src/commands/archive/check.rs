@@ -4,6 +4,7 @@
 use crate::cli::{ArchiveCheck, Format, Global};
 use crate::commands::{print, print_json};
 use crate::failure::{Failure, Negative};
+use crate::values::counted;
 use anyhow::Result;
 use obuild_archive::check::{Checker, Finding, opam_files, read_file};
 use obuild_archive::opam::Severity;
@@ -82,10 +83,6 @@ pub(crate) fn run(global: &Global, options: &ArchiveCheck) -> Result<()> {
         return Err(Negative.into());
     }
     Ok(())
-}
-
-fn counted(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Returns the files that an argument names: itself, or those in it.

@@ -5,7 +5,7 @@ use super::existing;
 use crate::cli::{ArchiveGc, Format};
 use crate::commands::{print, print_json};
 use crate::failure::Failure;
-use crate::values::{age, size};
+use crate::values::{age, counted, size};
 use anyhow::Result;
 use obuild_archive::cache::{Cache, Collected, Garbage, Lock};
 use obuild_archive::state::{State, now};
@@ -80,8 +80,8 @@ fn to_text(collected: &Collected, options: &ArchiveGc) -> String {
     };
     let _ = write!(
         out,
-        "{verb} {} archives, {}; kept {}",
-        collected.removed.len(),
+        "{verb} {}, {}; kept {}",
+        counted(collected.removed.len(), "archive"),
         size(bytes),
         collected.kept
     );
@@ -94,7 +94,11 @@ fn to_text(collected: &Collected, options: &ArchiveGc) -> String {
         );
     }
     if collected.quarantine > 0 {
-        let _ = write!(out, "; {} files of the quarantine", collected.quarantine);
+        let _ = write!(
+            out,
+            "; {} of the quarantine",
+            counted(collected.quarantine, "file")
+        );
     }
     out.push('\n');
     out

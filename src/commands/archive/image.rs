@@ -7,7 +7,7 @@ use crate::cli::{ArchiveImage, ArchiveImageOptions, Format, Global, IndexKind, P
 use crate::commands::{print, print_json};
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::values::size;
+use crate::values::{counted, size};
 use anyhow::Result;
 use bstr::BString;
 use obuild_archive::cache::Lock;
@@ -313,7 +313,7 @@ fn plan_text(
         let (verb, packs) = action(layer.action);
         let _ = write!(out, "{verb:<6} {:>9}  {}", size(layer.size), what(layer));
         if let Some(packs) = packs {
-            let _ = write!(out, ", of {packs} layers");
+            let _ = write!(out, ", of {}", counted(packs, "layer"));
         }
         out.push('\n');
     }
@@ -327,9 +327,9 @@ fn plan_text(
 /// Says in a line what the image is.
 pub(super) fn summary(planned: &[PlannedLayer], new: (u64, u64)) -> String {
     format!(
-        "{} new archives, {}; {} layers\n",
-        new.0,
+        "{}, {}; {}\n",
+        counted(new.0, "new archive"),
         size(new.1),
-        planned.len()
+        counted(planned.len(), "layer")
     )
 }

@@ -6,7 +6,7 @@ use super::processors;
 use crate::cli::{ArchiveImport, Format};
 use crate::commands::{print, print_json};
 use crate::failure::{Failure, Negative};
-use crate::values::size;
+use crate::values::{counted, size};
 use anyhow::Result;
 use obuild_archive::cache::{Cache, Import, Imported, Lock};
 use obuild_archive::state::State;
@@ -94,13 +94,13 @@ fn to_text(imported: &Imported) -> String {
     }
     let _ = write!(
         out,
-        "imported {} archives, {}; {} were there",
-        imported.archives,
+        "imported {}, {}; {} there before",
+        counted(imported.archives, "archive"),
         size(imported.bytes),
         imported.present
     );
     if imported.others > 0 {
-        let _ = write!(out, "; {} other files were left out", imported.others);
+        let _ = write!(out, "; {} left out", counted(imported.others, "other file"));
     }
     if !imported.refused.is_empty() {
         let _ = write!(out, "; {} refused", imported.refused.len());

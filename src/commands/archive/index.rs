@@ -5,7 +5,7 @@ use crate::cli::{ArchiveIndex, Format};
 use crate::commands::run::watch_signals;
 use crate::commands::{print, print_json, runtime};
 use crate::failure::Failure;
-use crate::values::{size, time};
+use crate::values::{counted, size, time};
 use anyhow::Result;
 pub(super) use obuild_archive::index::Error;
 use obuild_archive::index::{Fields, Index, Report};
@@ -154,7 +154,7 @@ fn to_text(report: &Report, begun: Instant) -> String {
         let _ = writeln!(out, "repo: {remark}");
     }
     let commit = report.commit.as_str();
-    let _ = write!(out, "{}: {} files", &commit[..12], report.files);
+    let _ = write!(out, "{}: {}", &commit[..12], counted(report.files, "file"));
     let _ = match &report.from {
         Some(from) => write!(out, " changed since {}", &from.as_str()[..12]),
         None => write!(out, ", made from nothing"),

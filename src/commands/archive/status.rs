@@ -4,7 +4,7 @@
 use super::existing;
 use crate::cli::{ArchiveStatus, Format};
 use crate::commands::{print, print_json};
-use crate::values::{age, size, time};
+use crate::values::{age, counted, size, time};
 use anyhow::Result;
 use obuild_archive::state::{Status, now};
 use std::collections::BTreeMap;
@@ -37,9 +37,9 @@ fn to_text(status: &Status, problems: bool) -> String {
     }
     let _ = writeln!(
         out,
-        "{} packages declare {} archives; {} are here, {}",
-        status.packages,
-        status.declared,
+        "{} declared by {}; here: {}, {}",
+        counted(status.declared, "archive"),
+        counted(status.packages, "package"),
         status.archives,
         size(status.bytes)
     );
@@ -98,12 +98,12 @@ fn to_text(status: &Status, problems: bool) -> String {
     for sync in status.syncs.iter().take(10) {
         let _ = writeln!(
             out,
-            "  {} at {}: {} packages read, {} removed, {} archives fetched ({}), {} failed, {}",
+            "  {} at {}: {} read, {} removed, {} fetched ({}), {} failed, {}",
             ago(sync.started),
             sync.to.get(..12).unwrap_or(&sync.to),
-            sync.packages_read,
+            counted(sync.packages_read, "package"),
             sync.packages_removed,
-            sync.fetched,
+            counted(sync.fetched, "archive"),
             size(sync.fetched_bytes),
             sync.failed,
             time(Duration::from_millis(sync.milliseconds)),

@@ -7,7 +7,7 @@ use crate::cli::{ArchiveSync, Format};
 use crate::commands::run::watch_signals;
 use crate::commands::{print, print_json, runtime};
 use crate::failure::{Failure, Negative};
-use crate::values::{size, time};
+use crate::values::{counted, size, time};
 use anyhow::Result;
 use obuild_archive::fetch::FetchOptions;
 use obuild_archive::index::Fields;
@@ -171,10 +171,10 @@ pub(super) fn to_text(report: &Report, options: &ArchiveSync) -> String {
     } else {
         let _ = write!(
             out,
-            "at {commit}: {} packages read, {} removed; {} archives fetched ({}), {} were there",
-            report.record.packages_read,
+            "at {commit}: {} read, {} removed; {} fetched ({}), {} there before",
+            counted(report.record.packages_read, "package"),
             report.record.packages_removed,
-            report.fetched,
+            counted(report.fetched, "archive"),
             size(report.fetched_bytes),
             report.present,
         );

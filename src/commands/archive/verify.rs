@@ -6,7 +6,7 @@ use super::{existing, processors};
 use crate::cli::{ArchiveVerify, Format};
 use crate::commands::{print, print_json};
 use crate::failure::Negative;
-use crate::values::size;
+use crate::values::{counted, size};
 use anyhow::Result;
 use obuild_archive::cache::{Cache, Lock, Verified};
 use obuild_archive::state::State;
@@ -82,10 +82,10 @@ fn to_text(verified: &Verified) -> String {
     }
     let _ = writeln!(
         out,
-        "{} archives read, {}; {} names were damaged and are in quarantine",
-        verified.archives,
+        "{} read, {}; {} damaged and in quarantine",
+        counted(verified.archives, "archive"),
         size(verified.bytes),
-        verified.damaged.len()
+        counted(verified.damaged.len(), "name")
     );
     out
 }

@@ -6,7 +6,7 @@ use crate::cli::{Format, Global, StoreCheck};
 use crate::commands::run::watch_signals;
 use crate::commands::{open_engine, print, print_json, runtime};
 use crate::failure::Negative;
-use crate::values::size;
+use crate::values::{counted, size};
 use anyhow::Result;
 use obuild_engine::{CheckOptions, CheckReport, FindingKind, Progress};
 use serde_json::{Value, json};
@@ -96,7 +96,7 @@ fn to_text(url: &str, options: &StoreCheck, report: &CheckReport) -> String {
             finding.message
         );
     }
-    let _ = write!(out, "{url}: {} snapshots", report.snapshots);
+    let _ = write!(out, "{url}: {}", counted(report.snapshots, "snapshot"));
     if !options.quick {
         let _ = write!(
             out,
@@ -111,21 +111,26 @@ fn to_text(url: &str, options: &StoreCheck, report: &CheckReport) -> String {
     if !report.removed.is_empty() {
         let _ = writeln!(
             out,
-            "removed {} snapshots; the next build makes them again",
-            report.removed.len()
+            "removed {}; the next build makes them again",
+            counted(report.removed.len(), "snapshot")
         );
     }
     if left > 0 {
         let _ = writeln!(
             out,
-            "{left} snapshots cannot be used, those that stand on damaged ones included; `obuild store check --repair` \
-             removes them, and the next build makes them again"
+            "{} cannot be used, those that stand on damaged ones included; `obuild store check --repair` \
+             removes them, and the next build makes them again",
+            counted(left, "snapshot")
         );
     }
     let _ = match (report.damage(), report.books()) {
         (0, 0) => writeln!(out, "healthy"),
-        (0, books) => writeln!(out, "healthy, but for {books} things in the books"),
-        (damage, _) => writeln!(out, "damaged: {damage} problems"),
+        (0, books) => writeln!(
+            out,
+            "healthy, but for {} in the books",
+            counted(books, "thing")
+        ),
+        (damage, _) => writeln!(out, "damaged: {}", counted(damage, "problem")),
     };
     out
 }

@@ -7,7 +7,7 @@ use crate::commands::run::watch_signals;
 use crate::commands::{open_sandbox, print, print_json, runtime};
 use crate::config::{Config, parse_store};
 use crate::failure::{Failure, Negative};
-use crate::values::size;
+use crate::values::{counted, size};
 use anyhow::Result;
 use obuild_engine::{CopyOptions, CopyReport, Engine, Progress};
 use obuild_stores::{Kind, StoreUrl};
@@ -86,13 +86,13 @@ fn to_text(report: &CopyReport) -> String {
     }
     let _ = write!(
         out,
-        "copied {} snapshots, {}; {} were there",
-        report.copied,
+        "copied {}, {}; {} there before",
+        counted(report.copied, "snapshot"),
         size(report.bytes),
         report.present
     );
     if report.caches > 0 {
-        let _ = write!(out, "; {} caches", report.caches);
+        let _ = write!(out, "; {}", counted(report.caches, "cache"));
     }
     if !report.failed.is_empty() {
         let _ = write!(

@@ -3,7 +3,7 @@
 
 use crate::cli::{Format, Global, StoreInfo};
 use crate::commands::{ls::since, open_engine, print, print_json, runtime};
-use crate::values::{age, size};
+use crate::values::{age, counted, size};
 use anyhow::Result;
 use obuild_stores::{Capabilities, Sharing};
 use serde_json::{Value, json};
@@ -183,7 +183,7 @@ fn to_text(info: &obuild_engine::StoreInfo) -> String {
         0 => line("health", "ok"),
         count => line(
             "health",
-            &format!("{count} problems, run `obuild store check`"),
+            &format!("{}, run `obuild store check`", counted(count, "problem")),
         ),
     }
     for problem in &info.health.problems {
