@@ -327,7 +327,7 @@ fn networks(tree: &Tree) {
     // The own loopback is up and usable.
     let line = format!(
         "(while :; do echo served | nc -l -p 7777; done &) ; {}; echo \"$out\"",
-        until("out=$(timeout 2 nc 127.0.0.1 7777 < /dev/null); test -n \"$out\"")
+        until("out=$(timeout 2 nc 127.0.0.1 7777 < /dev/null 2> /dev/null); test -n \"$out\"")
     );
     assert_eq!(tree.output(&line), "served\n");
 }
