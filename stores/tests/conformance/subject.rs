@@ -192,6 +192,11 @@ impl Fixture {
         self.directory.path()
     }
 
+    /// Returns whether a step takes a tenth of a second or two.
+    pub(crate) fn is_slow(&self) -> bool {
+        matches!(self.kind, Some("docker" | "zfs"))
+    }
+
     pub(crate) fn url(&self) -> StoreUrl {
         if let Some(dataset) = &self.dataset {
             return dataset.url();
