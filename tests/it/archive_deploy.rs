@@ -105,5 +105,5 @@ fn an_image_that_nobody_gets_and_a_directory_that_is_no_archive_are_usage_errors
     assert_eq!(mirror.run(&["image", "out"]).status, 2);
     assert_eq!(mirror.run(&["deploy", "repo", "--to", "out"]).status, 2);
     let plan = mirror.run(&["image", "out", "--dry-run"]);
-    assert!(plan.stdout.contains("1 new archives"), "{plan:#?}");
+    assert!(plan.stdout.contains("1 new archive,"), "{plan:#?}");
 }

@@ -90,7 +90,10 @@ fn a_base_from_a_registry_is_built_on_and_needs_it_once() {
     assert_eq!(large(&world), 1);
     assert!(world.ok(&["df"]).contains("fetched"));
     let pruned = world.ok(&["prune", "--older-than", "0s"]);
-    assert!(pruned.contains("removed 1 fetched files"), "{pruned}");
+    assert!(
+        pruned.contains("removed 1 fetched file of images"),
+        "{pruned}"
+    );
     assert_eq!(large(&world), 0);
     assert_eq!(world.ok(&["run", "--pull=missing", "spec.sexp"]), id);
     // A tag that was moved is noticed when it is asked for.

@@ -256,13 +256,13 @@ fn what(layer: &PlannedLayer) -> String {
         Contents::Legacy => "legacy".to_owned(),
         Contents::Archives(archives, parts, gone) => {
             let what = [
-                (archives, "archives"),
-                (parts, "parts of the index"),
-                (gone, "names of removed archives"),
+                (archives, "archive", ""),
+                (parts, "part", " of the index"),
+                (gone, "name", " of removed archives"),
             ];
-            let what = what.iter().filter(|(number, _)| *number > 0);
+            let what = what.iter().filter(|(number, ..)| *number > 0);
             let what: Vec<String> = what
-                .map(|(number, name)| format!("{number} {name}"))
+                .map(|(number, thing, of)| counted(number, thing) + of)
                 .collect();
             what.join(", ")
         }
