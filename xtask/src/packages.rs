@@ -114,12 +114,10 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
         bail!("missing, and there is no apt-get to install it with: {list}");
     }
     let apt = || {
-        // Others may be at it (apt-daily); and an index that does not come is an error, not a warning.
-        let options = ["DPkg::Lock::Timeout=600", "APT::Update::Error-Mode=any"];
         Cmd::new("apt-get")
             .env("DEBIAN_FRONTEND", "noninteractive")
-            .arg("-q")
-            .args(options.map(|option| ["-o", option]).concat())
+            // Others may be at it: apt-daily.
+            .args(["-q", "-o", "DPkg::Lock::Timeout=600"])
     };
     again(|| {
         apt().arg("update").run()?;

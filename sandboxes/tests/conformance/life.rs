@@ -90,7 +90,7 @@ fn detached_children_die(tree: &Tree) {
 
 fn orphans_are_reaped(tree: &Tree) {
     let line = format!(
-        "for i in 1 2 3 4 5; do (sleep 0.05 &); done; {}; echo reaped",
+        "for i in 1 2 3 4 5; do (sleep 0.05 &); done; sleep 0.5; {}; echo reaped",
         until("! ps -o stat,comm | grep -E '^Z|sleep' > /dev/null")
     );
     assert_eq!(tree.output(&line), "reaped\n");
