@@ -537,7 +537,7 @@ fn a_full_disk_loses_nothing_and_it_goes_on_when_there_is_room() {
     assert_eq!(status, 0, "{report:#}");
     // What was whole and had no name yet is found, too.
     assert!(
-        report["archives"]["fetched"].as_u64() <= Some(40 - kept),
+        report["archives"]["fetched"].as_u64().unwrap() <= 40 - kept,
         "{report:#}"
     );
     assert_eq!(mirror.verify()["archives"], 40);

@@ -192,6 +192,12 @@ impl Fixture {
         self.directory.path()
     }
 
+    /// Returns whether snapshots are kept as layers, which are squashed when they grow many. Where each is a whole tree, no step differs from
+    /// those before it.
+    pub(crate) fn has_layers(&self) -> bool {
+        matches!(self.kind, Some("overlay" | "docker"))
+    }
+
     /// Returns whether a step takes a tenth of a second or two.
     pub(crate) fn is_slow(&self) -> bool {
         matches!(self.kind, Some("docker" | "zfs"))
