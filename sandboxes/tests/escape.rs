@@ -8,7 +8,7 @@ mod support;
 use obuild_fixtures::{Privilege, may};
 use obuild_sandboxes::{Command, Exit, Mount, MountSource, Network, Rootfs, Secret};
 use std::os::unix::fs::symlink;
-use support::{Tree, eventually, listing, processes, shell, unchanged};
+use support::{Tree, listing, processes, shell, unchanged, wait_for};
 
 // The `user` sandbox keeps a step from other users' files and processes, and no more: `conformance/users.rs` tries that.
 on_namespaces!(
@@ -570,7 +570,7 @@ fn the_hosts_memory_objects_are_not_shared(tree: &Tree) {
     );
     fails(tree, "test -e /dev/shm/mine && echo OUT; echo tried");
     fs_err::remove_file(&name).unwrap();
-    eventually("nothing of the step's is left", || {
+    wait_for("nothing of the step's is left", || {
         !std::path::Path::new("/dev/shm/mine").exists()
     });
 }

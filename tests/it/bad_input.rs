@@ -233,10 +233,7 @@ fn no_permission() {
     }
     // As somebody else, with a copy of the binary that they may run.
     let copy = world.path("obuild");
-    // By another process: what this one writes a child of another test may hold open for a moment, and then it cannot be run.
-    let mut cp = std::process::Command::new("cp");
-    cp.arg(crate::harness::binary()).arg(&copy);
-    assert!(cp.status().unwrap().success());
+    obuild_fixtures::copy_program(crate::harness::binary().as_ref(), &copy);
     let mut other = std::process::Command::new("setpriv");
     other
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])

@@ -2,12 +2,12 @@
 //! A scratch store, a base image made of busybox, and the binary.
 
 use obuild_fixtures::{FileSystem, busybox_root, root, scratch, skip};
+pub(crate) use obuild_fixtures::{PATIENCE, wait_for};
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// One test's world: removed at its end.
@@ -199,19 +199,6 @@ pub(crate) fn base() -> Option<&'static Path> {
         Some(file)
     })
     .as_deref()
-}
-
-/// How long a test waits for what should come at once. Tests do not measure (`cargo xtask bench` does): a busy machine is no fault, only what
-/// never comes is.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
-
-/// Waits until something holds; panics when it is out of patience.
-pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Returns a port of loopback that nobody has, and that the kernel gives to nobody who does not name it (ip(7), `ip_local_port_range`).

@@ -396,8 +396,7 @@ echo made > etc/made; chown 33:33 etc/made
 fn debootstrap_makes_a_base_where_there_are_ids_for_it() {
     for person in Person::all() {
         let program = person.directory.path().join("debootstrap");
-        fs_err::write(&program, DEBOOTSTRAP).unwrap();
-        fs_err::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        obuild_fixtures::write_program(&program, DEBOOTSTRAP);
         person.write(
             "spec.sexp",
             "((from debootstrap:suite) (shell /bin/sh -c) (run (shell \"read word < /etc/made; echo $word; echo x > /dev/null; for f in /dev/*; do echo $f; done\")))\n",

@@ -199,21 +199,19 @@ fn ask(program: &Path, search_path: &OsStr, key: &str) -> Result<Option<Credenti
 #[cfg(test)]
 mod tests {
     use super::{Credentials, find};
-    use std::os::unix::fs::PermissionsExt;
+    use obuild_fixtures::write_program;
 
     #[test]
     fn every_place_of_the_file_is_looked_at() {
         let directory = tempfile::tempdir().unwrap();
         let helper = directory.path().join("docker-credential-test");
-        fs_err::write(
+        write_program(
             &helper,
             "#!/bin/sh\nread host\ncase $host in\n\
              store.example) echo '{\"ServerURL\":\"x\",\"Username\":\"<token>\",\"Secret\":\"idt\"}' ;;\n\
              broken.example) echo oops; exit 2 ;;\n\
              *) echo credentials not found in native keychain; exit 1 ;;\nesac\n",
-        )
-        .unwrap();
-        fs_err::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+        );
         let file = directory.path().join("config.json");
         // `dTpwOnE=` is `u:p:q`.
         fs_err::write(

@@ -2,10 +2,8 @@
 //! `debootstrap:` with a script in the program's place: no package mirror, no network.
 
 use super::support::Area;
-use super::wire::PATIENCE;
 use crate::{Error, NoDigests, Progress, ResolveOptions, Resolved, Tools, import, resolve};
-use obuild_fixtures::skip;
-use std::os::unix::fs::PermissionsExt;
+use obuild_fixtures::{PATIENCE, skip, wait_for, write_program};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -41,11 +39,7 @@ impl Fake {
         for directory in ["bin", "apt/sources.list.d"] {
             fs_err::create_dir_all(area.path(directory)).expect("made");
         }
-        let program = |name: &str, text: &str| {
-            let path = area.path("bin").join(name);
-            fs_err::write(&path, text).expect("written");
-            fs_err::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("set");
-        };
+        let program = |name: &str, text: &str| write_program(&area.path("bin").join(name), text);
         program("debootstrap", script);
         program(
             "apt-config",
@@ -225,9 +219,5 @@ fn a_cancelled_debootstrap_leaves_nothing_running() {
                     .is_ok_and(|line| line == b"sleep\x001357\0")
             })
     };
-    let deadline = Instant::now() + PATIENCE;
-    while is_left() {
-        assert!(Instant::now() < deadline, "a process survived");
-        std::thread::yield_now();
-    }
+    wait_for("all processes to end", || !is_left());
 }

@@ -2,9 +2,10 @@
 //! Registries that lie, fail, send us round in circles or refuse us.
 
 use super::support::{Area, Layout, OCI, archive, gzip};
-use super::wire::{PATIENCE, Puller, Reply, Request, Server, noise, registry_of};
+use super::wire::{Puller, Reply, Request, Server, noise, registry_of};
 use crate::registry::HostOptions;
 use crate::{Digest, ErrorKind, Pull};
+use obuild_fixtures::PATIENCE;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

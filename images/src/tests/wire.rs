@@ -6,6 +6,7 @@ use crate::registry::{Client, ClientOptions};
 use crate::{
     Digest, Error, NoDigests, Progress, Pull, ResolveOptions, Resolved, Tools, import, resolve,
 };
+use obuild_fixtures::PATIENCE;
 use obuild_stores::SnapshotId;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -302,9 +303,6 @@ fn pass(
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);
 }
-
-/// How long a test waits for what should come at once: a busy machine is no fault.
-pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A client with its blobs in the area, and what it resolves and imports.
 pub(super) struct Puller<'a> {

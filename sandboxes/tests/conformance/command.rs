@@ -2,7 +2,7 @@
 //! What a command is given, and what is said of how it ended.
 
 use crate::on_every_backend;
-use crate::support::{Tree, eventually, listing, shell, unchanged, until};
+use crate::support::{Tree, listing, shell, unchanged, until, wait_for};
 use obuild_fixtures::{Privilege, may};
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, Limits, Mount, MountSource, Network, OverlayMount, Rootfs, Stdio,
@@ -426,7 +426,7 @@ fn bad_requests(tree: &Tree) {
         memory_bytes: None,
         ..Limits::default()
     };
-    eventually("the sandbox still works", || {
+    wait_for("the sandbox still works", || {
         tree.run(&command, &tree.directory()).unwrap().0 == Exit::Status(0)
     });
 }

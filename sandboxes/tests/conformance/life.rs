@@ -3,7 +3,7 @@
 
 use crate::on_every_backend;
 use crate::support::{
-    PATIENCE, Tree, eventually, listing, parent, processes, shell, unchanged, until,
+    PATIENCE, Tree, listing, parent, processes, shell, unchanged, until, wait_for,
 };
 use obuild_sandboxes::{Cancel, Command, Error, Exit, OverlayMount, Rootfs, Secret, Stdio};
 use std::time::{Duration, Instant};
@@ -172,16 +172,16 @@ fn a_killed_caller_takes_its_step_along(tree: &Tree) {
         .spawn()
         .unwrap();
     let marker = format!("sleep\0{marker}");
-    eventually("both sleep", || processes(&marker).len() == 2);
+    wait_for("both sleep", || processes(&marker).len() == 2);
     // SIGKILL: nothing of the caller's own can clean up.
     caller.kill().unwrap();
     caller.wait().unwrap();
-    eventually("the step is dead", || processes(&marker).is_empty());
-    eventually("the helper is dead", || {
+    wait_for("the step is dead", || processes(&marker).is_empty());
+    wait_for("the helper is dead", || {
         processes(tree.scratch.path().to_str().unwrap()).is_empty()
     });
     // The step's init process outlives its caller by as long as it takes to tidy the tree.
-    eventually("the tree is tidy", || {
+    wait_for("the tree is tidy", || {
         // With a build user the tree itself is elsewhere until then.
         tree.lower().exists() && !tree.lower().join("run").exists()
     });
@@ -256,7 +256,7 @@ fn terminals(tree: &Tree) {
             }
         });
         let shows = |text: &str| {
-            eventually(text, || {
+            wait_for(text, || {
                 let seen = seen.lock().unwrap();
                 assert!(!seen.contains("job control turned off"), "{seen}");
                 seen.contains(text)
@@ -300,7 +300,7 @@ fn attacked(
     let marker = format!("sleep\0{marker}");
     let result = std::thread::scope(|scope| {
         let running = scope.spawn(|| tree.run(&line, &tree.directory()));
-        eventually("both sleep", || processes(&marker).len() == 2);
+        wait_for("both sleep", || processes(&marker).len() == 2);
         attack(&processes(&marker));
         let deadline = Instant::now() + PATIENCE;
         while !running.is_finished() {
@@ -373,7 +373,7 @@ fn a_panic_in_the_sink_ends_the_step(tree: &Tree) {
             .run(&line, &tree.directory(), Stdio::Capture(&mut sink), &cancel)
     }));
     assert!(result.is_err());
-    eventually("the step is dead", || {
+    wait_for("the step is dead", || {
         processes(&format!("sleep\0{marker}")).is_empty()
     });
 }

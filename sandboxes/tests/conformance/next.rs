@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! That a step finds everything as the first one did, whatever the steps before it have done.
 
-use crate::support::{Tree, eventually, parent, processes, shell};
+use crate::support::{Tree, parent, processes, shell, wait_for};
 use crate::{on_every_backend, on_namespaces};
 use obuild_sandboxes::{Exit, User};
 
@@ -206,7 +206,7 @@ fn init(tree: &Tree) -> u32 {
     std::thread::scope(|scope| {
         let running = scope.spawn(|| tree.output(&format!("sleep {marker}; true")));
         let marker = format!("sleep\0{marker}");
-        eventually("it sleeps", || !processes(&marker).is_empty());
+        wait_for("it sleeps", || !processes(&marker).is_empty());
         let sleeping = processes(&marker)[0];
         let init = parent(parent(sleeping));
         kill(sleeping);
@@ -229,7 +229,7 @@ fn one_that_waits_can_be_killed(tree: &Tree) {
     assert!(alive(first), "it was not kept");
     assert_eq!(init(tree), first, "it served once only");
     kill(first);
-    eventually("it is gone", || !alive(first));
+    wait_for("it is gone", || !alive(first));
     assert_eq!(tree.output("echo again"), "again\n");
 }
 

@@ -2,6 +2,7 @@
 //! Runtimes that are none: one clear error each, and nothing is left.
 
 use crate::support::{Tree, helper, listing, shell, unchanged};
+use obuild_fixtures::write_program;
 use obuild_sandboxes::{Cancel, Error, Exit, Runc, RuncOptions, Sandbox, Stdio};
 use std::path::Path;
 
@@ -26,17 +27,7 @@ fn run(tree: &Tree, sandbox: &Runc) -> Result<Exit, Error> {
 
 fn script(tree: &Tree, text: &str) -> std::path::PathBuf {
     let path = tree.path("runtime");
-    // By another process: what this one writes a child of another test may hold open for a moment, and then it cannot be run.
-    let written = std::process::Command::new("sh")
-        .args([
-            "-ec",
-            "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\"; chmod 755 \"$2\"",
-            "sh",
-            text,
-        ])
-        .arg(&path)
-        .status();
-    assert!(written.unwrap().success());
+    write_program(&path, &format!("#!/bin/sh\n{text}\n"));
     path
 }
 

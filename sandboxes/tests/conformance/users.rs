@@ -2,8 +2,8 @@
 //! What isolation by user id has of its own: who runs, where, what other build users can reach, and that nothing is handed on.
 
 use crate::support::{
-    LoneUser, PATIENCE, Tree, build_users, eventually, helper, listing, parent, processes, shell,
-    until,
+    LoneUser, PATIENCE, Tree, build_users, helper, listing, parent, processes, shell, until,
+    wait_for,
 };
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, Mount, MountSource, Rootfs, Sandbox, Secret, Stdio, User,
@@ -108,7 +108,7 @@ mod tests {
             last_process: 1,
         });
         let is_last = || tree.output_of(&command, &tree.directory()).trim() == last;
-        eventually("the last one is taken", is_last);
+        wait_for("the last one is taken", is_last);
     }
 
     pub(super) fn where_it_runs(tree: &Tree) {
@@ -463,7 +463,7 @@ int main() {
                 )
             });
             let home = || fs_err::read_dir(format!("{}/", home_of(&user.name)));
-            eventually("the user is busy", || {
+            wait_for("the user is busy", || {
                 home().is_ok_and(|mut entries| entries.next().is_some())
             });
             // It waits, says so, and can be cancelled.
@@ -517,7 +517,7 @@ int main() {
                 victim.run(&secret, &rootfs, Stdio::Capture(&mut |_| {}), &cancel)
             });
             let step = || processes("sleep\x0098642");
-            eventually("the victim runs", || !step().is_empty());
+            wait_for("the victim runs", || !step().is_empty());
             let pid = step()[0];
             let uid = uid_of(&users[0]);
             let line = format!(
@@ -577,8 +577,8 @@ int main() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        eventually("it runs", || Path::new(&home).join("begun").exists());
-        eventually("it sleeps", || !processes("sleep\x0086420").is_empty());
+        wait_for("it runs", || Path::new(&home).join("begun").exists());
+        wait_for("it sleeps", || !processes("sleep\x0086420").is_empty());
         let sleeper = processes("sleep\x0086420")[0];
         let supervisor = parent(sleeper);
         let all = [caller.id(), parent(supervisor), supervisor];

@@ -4,13 +4,13 @@
 #![allow(dead_code, reason = "each suite uses its part")]
 
 use obuild_fixtures::{FileSystem, busybox_root, scratch};
+pub use obuild_fixtures::{PATIENCE, wait_for};
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, HelperCommand, Native, NativeOptions, OverlayMount, Rootfs, Runc,
     RuncOptions, Sandbox, Stdio, Upper, UserOptions, UserSandbox,
 };
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Defines one test a backend for each function.
@@ -447,16 +447,4 @@ pub fn parent(process: u32) -> u32 {
 /// Returns a line of shell that waits until another one succeeds, for a minute at most.
 pub fn until(line: &str) -> String {
     format!("i=0; until {line}; do i=$((i+1)); test $i -lt 600 || exit 99; sleep 0.1; done")
-}
-
-/// How long a test waits for what should come at once. Tests do not measure: a busy machine is no fault, only what never comes is.
-pub const PATIENCE: Duration = Duration::from_mins(1);
-
-/// Waits until something holds; panics when it is out of patience.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -5,7 +5,7 @@
 
 use crate::subject::{Fixture, id};
 use crate::trees::{Tree, commit, tree};
-use obuild_fixtures::{Privilege, may};
+use obuild_fixtures::{Privilege, copy_program, may};
 use obuild_stores::{Error, Store, open};
 use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -252,13 +252,9 @@ fn without_root_a_store_is_refused(fixture: &Fixture) {
     }
     // The program must be where anyone can run it.
     let all = Permissions::from_mode(0o755);
-    fs_err::set_permissions(fixture.scratch(), all.clone()).unwrap();
+    fs_err::set_permissions(fixture.scratch(), all).unwrap();
     let program = fixture.scratch().join("program");
-    // By another process: what this one writes a child of another test may hold open for a moment, and then it cannot be run.
-    let mut cp = Command::new("cp");
-    cp.arg(std::env::current_exe().unwrap()).arg(&program);
-    assert!(cp.status().unwrap().success());
-    fs_err::set_permissions(&program, all).unwrap();
+    copy_program(&std::env::current_exe().unwrap(), &program);
     let own = fixture.scratch().join("own");
     fs_err::create_dir(&own).unwrap();
     fs_err::set_permissions(&own, Permissions::from_mode(0o777)).unwrap();
