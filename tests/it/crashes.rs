@@ -69,24 +69,26 @@ fn kill_nine_at_any_moment_leaves_a_store_that_works() {
 #[test]
 fn what_a_build_finds_is_as_durable_as_what_it_makes() {
     for world in World::all() {
-        let first = "(run (shell \"echo kept > /kept\"))";
-        let mark = format!("33{}", std::process::id());
-        world.spec(&format!("{first} (run (shell \"sleep {mark}\"))"));
-        let mut child = world.start(&["run", "spec.sexp"]);
         let provisional = || {
             let marks = fs_err::read_dir(world.path("store/provisional"));
             marks.map_or(0, Iterator::count)
         };
-        // Not the mark of the first step, which is there before the step is done.
-        wait_for("the second step to run", || process_runs(&mark));
-        assert!(provisional() >= 2, "the base and the first step");
-        child.kill().unwrap();
-        child.wait().unwrap();
-        world.spec(first);
-        let ran = world.run(&["run", "spec.sexp"]);
-        assert!(ran.stderr.contains("0 steps built"), "{ran:#?}");
-        assert_eq!(provisional(), 0, "on {}", world.store);
-        wait_for("helpers to end", || !works_in(world.directory.path()));
+        // Neither end waits for the disk.
+        for (turn, end) in ["KILL", "INT"].into_iter().enumerate() {
+            let first = format!("(run (shell \"echo {turn} > /kept\"))");
+            let mark = format!("33{turn}{}", std::process::id());
+            world.spec(&format!("{first} (run (shell \"sleep {mark}\"))"));
+            let mut child = world.start(&["run", "spec.sexp"]);
+            wait_for("the second step to run", || process_runs(&mark));
+            signal(child.id(), end);
+            child.wait().unwrap();
+            assert!(provisional() > 0, "after SIG{end} on {}", world.store);
+            world.spec(&first);
+            let ran = world.run(&["run", "spec.sexp"]);
+            assert!(ran.stderr.contains("0 steps built"), "{ran:#?}");
+            assert_eq!(provisional(), 0, "after SIG{end} on {}", world.store);
+            wait_for("helpers to end", || !works_in(world.directory.path()));
+        }
     }
 }
 

@@ -157,7 +157,8 @@ impl Engine {
             let result = build.execute(&needed).await;
             build.cancel.cancel();
             build.landing.wait().await;
-            let record = build.record(&needed).await;
+            let cancelled = matches!(result, Err(Error::Cancelled));
+            let record = build.record(&needed, cancelled).await;
             match result {
                 Err(error @ Error::NotAsTold { .. }) if trusting => {
                     let message = format!("{error}; looking at it anew");
@@ -561,7 +562,10 @@ impl Build {
     }
 
     /// Makes the build's results durable and writes what the database keeps of it.
-    async fn record(&self, needed: &[NodeIndex]) -> Result<(), Error> {
+    ///
+    /// Who cancels does not wait for a disk, which may take seconds to write out a base that has just come: the results stay provisional,
+    /// until the next build that uses them.
+    async fn record(&self, needed: &[NodeIndex], cancelled: bool) -> Result<(), Error> {
         let wrote = !self
             .engine
             .finished
@@ -579,10 +583,11 @@ impl Build {
             .take();
         let store = Arc::clone(&self.engine.store);
         // What was found may be of a build that still runs, or was killed before it synced.
-        let unsafe_yet = wrote || {
-            let provisional = store.provisional().map_err(Error::Store)?;
-            provisional.iter().any(|id| used.contains(id))
-        };
+        let unsafe_yet = !cancelled
+            && (wrote || {
+                let provisional = store.provisional().map_err(Error::Store)?;
+                provisional.iter().any(|id| used.contains(id))
+            });
         let syncing =
             unsafe_yet.then(|| tokio::spawn(blocking(move || store.sync().map_err(Error::Store))));
         self.engine.flush().await?;
