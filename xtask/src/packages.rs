@@ -43,7 +43,6 @@ pub(crate) const TEST: &[Need] = &[
     (Sign::Program("losetup"), "mount"),
     (Sign::Program("newuidmap"), "uidmap"),
     (Sign::Program("useradd"), "passwd"),
-    (Sign::Program("curl"), "curl"),
     (Sign::Program("tidy"), "tidy"),
     (Sign::Program("pebble"), "pebble"),
     (
@@ -52,7 +51,6 @@ pub(crate) const TEST: &[Need] = &[
     ),
     (Sign::Program("docker-registry"), "docker-registry"),
     (Sign::Program("htpasswd"), "apache2-utils"),
-    (Sign::Program("openssl"), "openssl"),
     (Sign::Program("skopeo"), "skopeo"),
     (Sign::Program("umoci"), "umoci"),
 ];
@@ -64,6 +62,13 @@ pub(crate) const DEMO: &[Need] = &[
         Sign::File("/usr/share/keyrings/debian-archive-keyring.gpg"),
         "debian-archive-keyring",
     ),
+];
+
+/// What the benchmark itself uses.
+pub(crate) const BENCH: &[Need] = &[
+    DEMO[0],
+    DEMO[1],
+    (Sign::Program("mkfs.xfs"), "xfsprogs"),
 ];
 
 /// The builders that the benchmark compares with, installed only on request.
