@@ -5,10 +5,10 @@
 
 mod support;
 
-use obuild_fixtures::{Privilege, may};
+use obuild_fixtures::{Privilege, may, wait_for};
 use obuild_sandboxes::{Command, Exit, Mount, MountSource, Network, Rootfs, Secret};
 use std::os::unix::fs::symlink;
-use support::{Tree, listing, processes, shell, unchanged, wait_for};
+use support::{Tree, listing, processes, shell, unchanged};
 
 // The `user` sandbox keeps a step from other users' files and processes, and no more: `conformance/users.rs` tries that.
 on_namespaces!(

@@ -65,11 +65,7 @@ pub(crate) const DEMO: &[Need] = &[
 ];
 
 /// What the benchmark itself uses.
-pub(crate) const BENCH: &[Need] = &[
-    DEMO[0],
-    DEMO[1],
-    (Sign::Program("mkfs.xfs"), "xfsprogs"),
-];
+pub(crate) const BENCH: &[Need] = &[DEMO[0], DEMO[1], (Sign::Program("mkfs.xfs"), "xfsprogs")];
 
 /// The builders that the benchmark compares with, installed only on request.
 pub(crate) const PEERS: &[Need] = &[

@@ -6,6 +6,7 @@
 //! may be kept for another: see `kept`.
 
 use super::clock::Clock;
+use super::dev::Dev;
 use super::kept::Pristine;
 use super::template::Template;
 use super::{Prepared, native, runtime, take_signals};
@@ -91,8 +92,8 @@ pub(super) struct Init<'a> {
     pub(super) prepared: &'a Prepared,
     pub(super) socket: &'a OwnedFd,
     signals: OwnedFd,
-    /// There once the first step has made it.
-    pub(super) template: Option<Template>,
+    /// There once a step has made it.
+    pub(super) template: Option<(Template, Dev)>,
     /// If the process may be kept.
     pristine: Option<Pristine>,
 }
@@ -122,12 +123,17 @@ impl Init<'_> {
     }
 
     /// Lets go of the step's mounts and makes the process ready for another one. Returns whether it is.
-    fn restore(&self) -> bool {
-        let (Some(template), Some(pristine)) = (&self.template, &self.pristine) else {
+    fn restore(&mut self) -> bool {
+        let (Some((template, dev)), Some(pristine)) = (&self.template, &self.pristine) else {
             return false;
         };
         take_signals(&self.signals);
-        template.leave().is_ok() && pristine.restore()
+        let restored = template.leave().is_ok() && pristine.restore();
+        if !dev.is_as_made() {
+            // The next step makes another.
+            self.template = None;
+        }
+        restored
     }
 
     fn step(

@@ -3,7 +3,7 @@
 //!
 //! To fork it, to make a pid namespace and the kernel's file systems of it, and to take all that down again is a fifth of what a short step costs.
 //! When every other process of the namespace is dead, only process 1 itself can still tell of the step: the next one's mounts, host name
-//! and IPC objects are made anew, its network namespace is looked at as `networks` does, and the numbers of processes begin again.
+//! and IPC objects are made anew, its `/dev` and its network namespace are looked at as `dev` and `networks` do, and the numbers of processes begin again.
 //! What a step's root may change of another process with its uid is compared with what it was. If any of that fails, process 1 ends, and
 //! the next step gets another.
 

@@ -7,6 +7,7 @@
 mod accounts;
 mod clock;
 mod container;
+mod dev;
 pub(crate) mod exec;
 pub(crate) mod init;
 mod kept;

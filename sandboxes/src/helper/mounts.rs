@@ -2,14 +2,15 @@
 //! What a step sees beside its tree. The mounts, masked and read-only paths are those of the OCI runtimes' default (OBuilder 614c8ac
 //! `lib/runc_sandbox.ml` has the same list).
 
+use super::dev;
 use super::private::{Private, is_readonly};
-use super::template::{EMPTY, Entered, HOSTS, NODES, PROC, SYS};
+use super::template::{DEV, EMPTY, Entered, HOSTS, PROC, SYS};
 use crate::sandbox::{Mount, MountSource, Network};
 use crate::tree::{Attributes, Kind, Tree, attach, attach_at, bind, bind_all, file_system};
 use crate::wire::{Failure, Streams, Trying};
 use bstr::ByteSlice;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, OFlags};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -36,14 +37,6 @@ pub(super) const READ_ONLY: &[&str] = &[
     "/proc/irq",
     "/proc/sys",
     "/proc/sysrq-trigger",
-];
-
-const DEV_LINKS: &[(&str, &str)] = &[
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-    ("ptmx", "pts/ptmx"),
 ];
 
 /// Attaches a mount to a place in the tree.
@@ -109,7 +102,7 @@ impl Kernel {
 
 /// What of the host a step sees: taken while the process still has the host's mounts.
 pub(super) struct Host {
-    console: Option<OwnedFd>,
+    pub(super) console: Option<OwnedFd>,
     resolver: Option<Vec<u8>>,
 }
 
@@ -149,51 +142,13 @@ pub(super) fn host_files(
 
 /// Mounts what every Linux program expects.
 pub(super) fn system(tree: &mut Tree, template: &Entered, host: &Host) -> Result<(), Failure> {
-    let kernel = |name: &str| template.open(name).trying(|| format!("open /{name}"));
-    place(tree, &kernel(PROC)?, b"/proc", Kind::Directory)?;
+    let shared = |name: &str| template.open(name).trying(|| format!("open /{name}"));
+    place(tree, &shared(PROC)?, b"/proc", Kind::Directory)?;
 
-    // The directory itself is nodev, since steps may make nodes; ours are mounted into it one by one, read-only, which keeps their
-    // modes but not the devices behind them from being changed.
-    let action = || "make /dev";
-    // The size is that of the OCI runtimes' /dev.
-    let options = [("mode", "755"), ("size", "65536k")];
-    let dev = file_system("tmpfs", &options, Attributes::NO_EXEC).trying(action)?;
+    let dev = shared(DEV)?;
     place(tree, &dev, b"/dev", Kind::Directory)?;
-    for &(name, _, _) in NODES {
-        attach_file(&dev, name, &template.show(name)?).trying(|| format!("mount /dev/{name}"))?;
-    }
-    if let Some(console) = &host.console {
-        attach_file(&dev, "console", console).trying(|| "mount /dev/console")?;
-    }
-    for (name, target) in DEV_LINKS {
-        rustix::fs::symlinkat(*target, &dev, *name).trying(|| format!("make /dev/{name}"))?;
-    }
-    let options = [("gid", "5"), ("mode", "0620"), ("ptmxmode", "0666")];
-    // A user namespace may lack the group, which is Debian's `tty`.
-    let known = obuild_rootless::owner(0, 5) == Ok((0, 5));
-    let options = &options[usize::from(!known)..];
-    let pts = file_system("devpts", options, Attributes::DEVICES).trying(|| "make /dev/pts")?;
-    let mqueue = file_system("mqueue", &[], Attributes::NO_EXEC).trying(|| "make /dev/mqueue")?;
-    for (name, mount) in [("pts", pts), ("mqueue", mqueue)] {
-        attach_directory(&dev, name, &mount).trying(|| format!("mount /dev/{name}"))?;
-    }
-    // A directory is as good as a mount: this is a tmpfs already.
-    let old = rustix::process::umask(Mode::empty());
-    rustix::fs::mkdirat(&dev, "shm", Mode::from_raw_mode(0o1777)).trying(|| "make /dev/shm")?;
-    rustix::process::umask(old);
-
-    place(tree, &kernel(SYS)?, b"/sys", Kind::Directory)
-}
-
-fn attach_file(directory: &OwnedFd, name: &str, mount: &OwnedFd) -> std::io::Result<()> {
-    let mode = Mode::from_raw_mode(0o644);
-    rustix::fs::mknodat(directory, name, FileType::RegularFile, mode, 0)?;
-    attach_at(mount, directory.as_fd(), name)
-}
-
-fn attach_directory(directory: &OwnedFd, name: &str, mount: &OwnedFd) -> std::io::Result<()> {
-    rustix::fs::mkdirat(directory, name, Mode::from_raw_mode(0o755))?;
-    attach_at(mount, directory.as_fd(), name)
+    dev::complete(dev.as_fd(), host)?;
+    place(tree, &shared(SYS)?, b"/sys", Kind::Directory)
 }
 
 /// A detached mount, the kind of point it needs, and its target.

@@ -69,7 +69,8 @@ pub(super) fn start(
         let template = prepared.template.as_ref().map_err(Failure::clone)?;
         init.template = Some(template.with_kernel(&kernel, &prepared.protected)?);
     }
-    let template = init.template.as_ref().expect("it was just made").enter()?;
+    let (template, _) = init.template.as_ref().expect("it was just made");
+    let template = template.enter()?;
     let private = Private::new(template.place()?);
     attach(&root, template.root()).trying(|| "mount the root")?;
     let tree = slot.insert(Tree::new(root));

@@ -2,6 +2,7 @@
 //! What all steps see alike: device nodes, `/etc/hosts`, and what hides a path. Made once by the helper, read-only, and shown to each step
 //! piece by piece: a mount costs the kernel much less than a file system of the step's own with all that in it.
 
+use super::dev::Dev;
 use super::mounts::{Kernel, Protected};
 use super::namespaces::Kind;
 use super::native;
@@ -30,7 +31,8 @@ pub(super) const EMPTY: &str = "empty";
 /// Its directory that a step's own files are mounted on.
 const PRIVATE: &str = "private";
 
-/// Its directories that the kernel's file systems are mounted on.
+/// Its directories that what one process 1 keeps is mounted on.
+pub(super) const DEV: &str = "dev";
 pub(super) const PROC: &str = "proc";
 pub(super) const SYS: &str = "sys";
 
@@ -83,23 +85,25 @@ impl Template {
         made.map(|()| template)
     }
 
-    /// Makes one that has the kernel's file systems too, as one process 1 sees them, with what leads to the host hidden.
+    /// Makes one that has `/dev` too, and the kernel's file systems as one process 1 sees them, with what leads to the host hidden.
     pub(super) fn with_kernel(
         &self,
         kernel: &Kernel,
         protected: &Protected,
-    ) -> Result<Self, Failure> {
+    ) -> Result<(Self, Dev), Failure> {
         let action = || "keep what process 1 sees";
         let copy = |descriptor: &OwnedFd| descriptor.try_clone().trying(action);
         let entered = self.enter()?;
         kernel.show(&entered)?;
         protected.apply(&entered)?;
+        let dev = Dev::make(&entered)?;
         // Of the template itself: the host's procfs is out of reach, and this is as good.
-        Ok(Self {
+        let made = Self {
             own: Kind::Mount.own().trying(action)?,
             home: copy(&self.home)?,
             home_root: copy(&self.home_root)?,
-        })
+        };
+        Ok((made, dev))
     }
 
     /// Gives the process, which has one thread, a mount namespace of its own that is as the template's. The host's mounts are out of reach then.
@@ -190,7 +194,7 @@ fn fill(directory: &OwnedFd) -> std::io::Result<()> {
         let mode = Mode::from_raw_mode(0o666);
         rustix::fs::mknodat(directory, name, kind, mode, device)?;
     }
-    for name in [EMPTY, PRIVATE, PROC, SYS] {
+    for name in [EMPTY, PRIVATE, DEV, PROC, SYS] {
         rustix::fs::mkdirat(directory, name, Mode::from_raw_mode(0o755))?;
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;

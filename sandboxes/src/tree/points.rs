@@ -91,10 +91,13 @@ impl Tree {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        if kind_of(&file)? != FileType::RegularFile {
+        let stat = rustix::fs::fstat(&file)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Ok(None);
         }
-        let mut content = Vec::new();
+        // Room for one byte more, so that the end is found without another read.
+        let mut content =
+            Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(1 << 20) + 1);
         std::fs::File::from(file)
             .take(8 << 20)
             .read_to_end(&mut content)?;

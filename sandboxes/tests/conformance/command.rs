@@ -2,8 +2,8 @@
 //! What a command is given, and what is said of how it ended.
 
 use crate::on_every_backend;
-use crate::support::{Tree, listing, shell, unchanged, until, wait_for};
-use obuild_fixtures::{Privilege, may};
+use crate::support::{Tree, listing, shell, unchanged, until};
+use obuild_fixtures::{Privilege, may, wait_for};
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, Limits, Mount, MountSource, Network, OverlayMount, Rootfs, Stdio,
     User,

@@ -2,9 +2,8 @@
 //! When a step ends, and that all of it ends then, whoever was killed.
 
 use crate::on_every_backend;
-use crate::support::{
-    PATIENCE, Tree, listing, parent, processes, shell, unchanged, until, wait_for,
-};
+use crate::support::{Tree, listing, parent, processes, shell, unchanged, until};
+use obuild_fixtures::{PATIENCE, wait_for};
 use obuild_sandboxes::{Cancel, Command, Error, Exit, OverlayMount, Rootfs, Secret, Stdio};
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,8 @@
 //! Limits by cgroups.
 
 use crate::on_every_backend;
-use crate::support::{PATIENCE, Tree, shell};
+use crate::support::{Tree, shell};
+use obuild_fixtures::PATIENCE;
 use obuild_sandboxes::Exit;
 use std::time::Instant;
 

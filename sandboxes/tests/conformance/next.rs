@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! That a step finds everything as the first one did, whatever the steps before it have done.
 
-use crate::support::{Tree, parent, processes, shell, wait_for};
+use crate::support::{Tree, parent, processes, shell};
 use crate::{on_every_backend, on_namespaces};
+use obuild_fixtures::wait_for;
 use obuild_sandboxes::{Exit, User};
 
 mod apart {
@@ -10,6 +11,7 @@ mod apart {
 
     on_namespaces!(
         processes_begin_again,
+        dev_is_as_it_was,
         nothing_of_a_step_is_there_for_the_next,
         a_step_cannot_change_what_the_next_inherits,
         connections_that_linger_stay_behind,
@@ -70,6 +72,59 @@ int main() {
             "/left; echo x > /dev/shm/x; mkdir /dev/d; ln -s x /dev/l; rm -f /dev/fd; chmod 700 /dev; chmod 600 /dev/mqueue",
         );
         assert_eq!(tree.output(look), first);
+    }
+}
+
+/// Whatever root may do to `/dev`, one at a time.
+const CHANGES: &[&str] = &[
+    "echo x > /dev/x",
+    "mkdir /dev/shm/x",
+    "echo x > /dev/shm/x; rm /dev/shm/x",
+    "rm /dev/fd; ln -s /etc /dev/fd",
+    "rm /dev/stdin; echo x > /dev/y",
+    "mv /dev/stdin /dev/z",
+    "mv /dev/stdin /dev/z; mv /dev/z /dev/stdin",
+    "ln /dev/fd /dev/other",
+    "chown -h 7:7 /dev/stdout",
+    "touch -h -d @7 /dev/stderr",
+    "touch -d @7 /dev",
+    "chmod 700 /dev",
+    "chown 7 /dev/shm",
+    "chmod 755 /dev/shm",
+    "chown 7 /dev/pts",
+    "chmod 700 /dev/pts",
+    "chmod 600 /dev/pts/ptmx",
+    "chgrp 7 /dev/pts/ptmx",
+    "mknod /dev/made c 1 3",
+    "/attribute /dev",
+    "/attribute /dev/shm",
+];
+
+fn dev_is_as_it_was(tree: &Tree) {
+    let attribute = r#"
+#include <stdio.h>
+#include <sys/xattr.h>
+int main(int n, char **v) {
+  char names[100] = "";
+  if (n > 2) { printf("%zd %s\n", listxattr(v[1], names, sizeof names), names); return 0; }
+  return setxattr(v[1], "user.left", "x", 1, 0);
+}"#;
+    if !tree.compile("attribute", attribute) {
+        return;
+    }
+    // Not when: that differs from step to step, and may. Nor the numbers of devices and inodes.
+    let look = "for f in /dev /dev/* /dev/shm/* /dev/pts/*; do stat -c '%n %N %a %u %g %h %s %t %T' $f; done; \
+                for d in /dev /dev/shm; do /attribute $d names; done; for f in /dev/* /dev/shm; do test $(stat -c %Y $f) -gt 100 || echo $f is old; done";
+    let first = tree.output(look);
+    assert!(first.contains("/dev/stdin"), "{first}");
+    for change in CHANGES {
+        let line = shell(change);
+        let (exit, said) = tree.run(&line, &tree.directory()).unwrap();
+        // Extended attributes of users came to tmpfs with Linux 6.6.
+        if !change.starts_with('/') {
+            assert_eq!(exit, Exit::Status(0), "{change}: {said}");
+        }
+        assert_eq!(tree.output(look), first, "after {change}");
     }
 }
 

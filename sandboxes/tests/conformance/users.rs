@@ -2,9 +2,9 @@
 //! What isolation by user id has of its own: who runs, where, what other build users can reach, and that nothing is handed on.
 
 use crate::support::{
-    LoneUser, PATIENCE, Tree, build_users, helper, listing, parent, processes, shell, until,
-    wait_for,
+    LoneUser, Tree, build_users, helper, listing, parent, processes, shell, until,
 };
+use obuild_fixtures::{PATIENCE, wait_for};
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, Mount, MountSource, Rootfs, Sandbox, Secret, Stdio, User,
     UserOptions, UserSandbox,

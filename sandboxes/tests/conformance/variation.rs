@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Surroundings other than usual, which the native sandbox alone can make: everybody in the step sees them, and all else is as ever.
 
-use crate::support::{PATIENCE, Tree, shell};
-use obuild_fixtures::{Privilege, may};
+use crate::support::{Tree, shell};
+use obuild_fixtures::{PATIENCE, Privilege, may};
 use obuild_sandboxes::{Cancel, Command, Exit, Stdio, User, Variation};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

@@ -4,7 +4,6 @@
 #![allow(dead_code, reason = "each suite uses its part")]
 
 use obuild_fixtures::{FileSystem, busybox_root, scratch};
-pub use obuild_fixtures::{PATIENCE, wait_for};
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, HelperCommand, Native, NativeOptions, OverlayMount, Rootfs, Runc,
     RuncOptions, Sandbox, Stdio, Upper, UserOptions, UserSandbox,
