@@ -23,7 +23,7 @@ impl Engine {
             source: Box::new(source),
         };
         let parsed: Reference = reference.parse().map_err(wrong)?;
-        let name = format!("base {reference} in {}", base_dir.display());
+        let files = files_of(&parsed, base_dir);
         // What a tag means is one thing for each platform.
         let tag = match &parsed {
             Reference::Registry(image) => Some(match &tools.platform {
@@ -38,14 +38,11 @@ impl Engine {
         };
         let remembered =
             remembered.and_then(|text| Digest::parse(&String::from_utf8(text).ok()?).ok());
-        let digests = Remembered::parse(
-            &self
-                .database()
-                .await?
-                .memo(&name)
-                .await?
-                .unwrap_or_default(),
-        );
+        let known = match &files {
+            Some(files) => self.database().await?.memo(files).await?,
+            None => None,
+        };
+        let digests = Remembered::parse(&known.unwrap_or_default());
         let quick = digests.answers(&parsed, base_dir);
         let (base_dir, token) = (PathBuf::from(base_dir), cancel.clone());
         let work = move || {
@@ -77,14 +74,24 @@ impl Engine {
                 .set_memo(tag, manifest.to_string().as_bytes())
                 .await?;
         }
-        if let Some(content) = digests.changed() {
+        if let (Some(files), Some(content)) = (files, digests.changed()) {
             self.database()
                 .await?
-                .set_memo(&name, content.as_bytes())
+                .set_memo(&files, content.as_bytes())
                 .await?;
         }
         Ok(resolved)
     }
+}
+
+/// Returns under which name the digests of a base's files are remembered, if it has any: one for all specs that name it, wherever they are.
+fn files_of(base: &Reference, base_dir: &Path) -> Option<String> {
+    let (Reference::Tar(path) | Reference::Directory(path)) = base else {
+        return None;
+    };
+    let path = base_dir.join(path);
+    let path = std::path::absolute(&path).unwrap_or(path);
+    Some(format!("base {}", path.display()))
 }
 
 /// Digests of files by their stamps; one line each in the database.
@@ -178,6 +185,18 @@ impl FileDigests for Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_base_is_one_wherever_the_spec_is() {
+        let name = |base: &str, place: &str| files_of(&base.parse().unwrap(), Path::new(place));
+        let one = name("tar:/bases/a.tar", "/specs/one");
+        assert!(one.is_some());
+        assert_eq!(one, name("tar:/bases/a.tar", "two"));
+        assert_eq!(one, name("tar:a.tar", "/bases"));
+        assert_ne!(one, name("tar:a.tar", "bases"));
+        assert_ne!(name("dir:a", ""), name("dir:b", ""));
+        assert_eq!(name("debian:12", "/bases"), None);
+    }
 
     #[test]
     fn digests_are_kept_by_all_of_the_stamp() {
