@@ -53,9 +53,17 @@ impl Cmd {
         }
     }
 
-    /// Prepares the cargo that runs us.
+    /// Prepares the cargo that runs us, without what it tells us of our own package: some build scripts (ring's) run anew when that differs, so
+    /// that a person's `cargo build` and ours would each undo the other's work.
     pub(crate) fn cargo() -> Self {
-        Self::new(workspace::cargo())
+        let mut cargo = Self::new(workspace::cargo());
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+                cargo.command.env_remove(&name);
+            }
+        }
+        cargo
     }
 
     /// Adds one argument.
