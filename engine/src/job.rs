@@ -330,11 +330,13 @@ impl Job {
         };
         let draft = store.prepare(self.id, Some(parent)).map_err(Error::Store)?;
         let filled = (|| {
-            let root = open_root(&draft)?;
             let owner = owner(&draft, &copy.user)?;
+            let root = open_root(&draft)?;
+            let upper = draft.rootfs().open_upper().map_err(Error::Store)?;
             let request = CopyRequest {
                 dst: &copy.dst,
                 owner,
+                upper: upper.as_ref().map(AsFd::as_fd),
             };
             tree::copy(manifest, source.as_fd(), root.as_fd(), &request, &|| {
                 cancel.is_cancelled()

@@ -124,6 +124,7 @@ fn measure(scratch: &Path, context: &Path, round: usize) -> anyhow::Result<Vec<D
                 rustix::process::geteuid().as_raw(),
                 rustix::process::getegid().as_raw(),
             ),
+            upper: None,
         };
         let stats = copy(&manifest, source, to.file().as_fd(), &request, go_on)?;
         ensure!(stats.files == 10_000, "not everything was copied");

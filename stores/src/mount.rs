@@ -51,6 +51,16 @@ impl Rootfs {
             },
         }
     }
+
+    /// Opens the directory that receives what is written to an overlay. `None` for a tree that is no overlay, or is read-only.
+    pub fn open_upper(&self) -> Result<Option<OwnedFd>, Error> {
+        match self {
+            Self::Overlay(OverlayMount {
+                upper: Some(upper), ..
+            }) => open_path(&upper.upper).map(Some),
+            _ => Ok(None),
+        }
+    }
 }
 
 /// Why [`mount`] gave nothing.

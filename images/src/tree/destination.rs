@@ -29,6 +29,8 @@ const PARENT_MODE: u16 = 0o755;
 pub(crate) struct Target {
     directory: OwnedFd,
     pub(crate) finish: Finish,
+    /// Whether it is open in the upper layer of an overlay, so that everything below it is too.
+    pub(crate) in_upper: bool,
     changed: AtomicBool,
 }
 
@@ -56,6 +58,7 @@ impl Target {
         Self {
             directory,
             finish,
+            in_upper: false,
             changed: AtomicBool::new(false),
         }
     }
@@ -64,6 +67,34 @@ impl Target {
     pub(crate) fn existing(directory: OwnedFd) -> Result<Self, Errno> {
         let time = Stamp::of(&fstat(&directory)?).modified;
         Ok(Self::new(directory, Finish::Restore(time)))
+    }
+
+    /// If the copy has made it in an overlay, and it is found in the overlay's upper layer by the same path, it is from now on the one there.
+    ///
+    /// Such a directory has nothing of any other layer, nor will the overlay look into it before the copy is done, so that it can be filled as if there
+    /// were no overlay: that saves a second inode for each file, and lets files share their blocks with the source, which the kernel refuses
+    /// between an overlay and anything else (linux v6.18 `fs/remap_range.c`, one superblock). A path may lead elsewhere in one layer than in all of them, by
+    /// a link or for want of one: hence the comparison.
+    pub(crate) fn enter_upper(&mut self, upper: BorrowedFd<'_>, path: &[u8]) -> bool {
+        if matches!(self.finish, Finish::Restore(_)) {
+            return false;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let Ok(directory) = open_in_root(upper, path, flags) else {
+            return false;
+        };
+        // An overlay tells the inode number and times of a directory that is in its upper layer only (linux v6.18 Documentation/filesystems/overlayfs.rst
+        // "Inode properties"; all layers of a store are on one file system).
+        let (Ok(here), Ok(there)) = (fstat(&self.directory), fstat(&directory)) else {
+            return false;
+        };
+        let (here, there) = (Stamp::of(&here), Stamp::of(&there));
+        let device = there.device;
+        self.in_upper = Stamp { device, ..here } == there;
+        if self.in_upper {
+            self.directory = directory;
+        }
+        self.in_upper
     }
 
     /// Notes that its list of names changes.

@@ -41,6 +41,8 @@ pub struct CopyRequest<'a> {
     pub dst: &'a [u8],
     /// User and group id of everything that is made.
     pub owner: (u32, u32),
+    /// If the destination is a mount of an overlay that nobody else uses: its upper layer. The mount must not be used after the copy.
+    pub upper: Option<BorrowedFd<'a>>,
 }
 
 /// What a copy made.
@@ -93,11 +95,16 @@ pub fn copy(
         to_root,
         place: &place,
         owner: request.owner,
+        upper: request.upper.filter(|_| may_enter_upper(manifest)),
         cloning: Cloning::new(),
+        cloning_in_upper: Cloning::new(),
         linked: Mutex::default(),
         cancelled,
     };
-    let base = make_directories(to_root, &place.base, request.owner, contents.unwrap_or(0))?;
+    let mut base = make_directories(to_root, &place.base, request.owner, contents.unwrap_or(0))?;
+    if let Some(upper) = copier.upper {
+        base.enter_upper(upper, &place.base.join(&b"/"[..]));
+    }
     let base = Arc::new(base);
     let make_hand = || Hand {
         buffer: vec![0; BUFFER],
@@ -117,6 +124,15 @@ pub fn copy(
         stats.bytes += hand.stats.bytes;
     }
     Ok(stats)
+}
+
+/// Returns whether a copy may fill directories in an overlay's upper layer: only where the copy does not look at anything that it has made itself, which
+/// has another inode in the overlay, and where no attribute would mean something to the overlay (`userxattr`).
+fn may_enter_upper(manifest: &Manifest) -> bool {
+    let attributes = || manifest.attributes.iter().flatten();
+    manifest.entries.iter().all(|entry| entry.leader == NONE)
+        && !attributes().any(|(name, _)| name.starts_with(b"user.overlay."))
+        && !walk::overlapping(manifest)
 }
 
 /// Files and links of one directory.
@@ -139,7 +155,9 @@ struct Copier<'a> {
     to_root: BorrowedFd<'a>,
     place: &'a Place<'a>,
     owner: (u32, u32),
+    upper: Option<BorrowedFd<'a>>,
     cloning: Cloning,
+    cloning_in_upper: Cloning,
     linked: Mutex<Linked>,
     cancelled: Cancelled<'a>,
 }
@@ -174,6 +192,15 @@ impl Copier<'_> {
             }
         }
         self.release(unit.target, self.manifest.entry(first).parent)
+    }
+
+    /// Returns what is known of cloning into a directory.
+    fn cloning(&self, target: &Target) -> &Cloning {
+        if target.in_upper {
+            &self.cloning_in_upper
+        } else {
+            &self.cloning
+        }
     }
 
     /// Copies one file and returns what it has become.
@@ -212,7 +239,7 @@ impl Copier<'_> {
             to.as_fd(),
             &before,
             &mut hand.buffer,
-            &self.cloning,
+            self.cloning(target),
             self.cancelled,
         );
         copied.map_err(|error| match error {

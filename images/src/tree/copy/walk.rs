@@ -101,10 +101,10 @@ impl<'w, 'a, 'scope, 'env> Walk<'w, 'a, 'scope, 'env> {
         entry: Index,
     ) -> Result<(), CopyError> {
         let mut sources = Ladder::new(source);
-        let finish = target.finish.clone();
+        let place = (target.finish.clone(), target.in_upper);
         let mut targets = Ladder::new(target);
         self.files(children.clone(), sources.top(), targets.top())?;
-        let mut open = vec![(children, finish, entry)];
+        let mut open = vec![(children, place, entry)];
         while let Some((children, _, entry)) = open.last_mut() {
             let manifest = self.copier.manifest;
             let next = children
@@ -117,11 +117,11 @@ impl<'w, 'a, 'scope, 'env> Walk<'w, 'a, 'scope, 'env> {
                 let stat = fstat(&source).map_err(|error| self.source_failed(child, error))?;
                 sources.descend(Arc::new(source), &stat, false);
                 let (target, stat, linked) = self.enter_target(targets.top(), child)?;
-                let finish = target.finish.clone();
+                let place = (target.finish.clone(), target.in_upper);
                 // One that is closed to make room is finished when it has come back.
                 drop(targets.descend(Arc::new(target), &stat, linked));
                 self.files(children.clone(), sources.top(), targets.top())?;
-                open.push((children.clone(), finish, child));
+                open.push((children.clone(), place, child));
             } else {
                 let entry = *entry;
                 open.pop();
@@ -133,7 +133,9 @@ impl<'w, 'a, 'scope, 'env> Walk<'w, 'a, 'scope, 'env> {
                     .map_err(|error| self.source_failed(entry, error))?;
                 let left = targets
                     .ascend(|directory, depth| {
-                        let target = Target::new(directory, open[depth].1.clone());
+                        let (finish, in_upper) = open[depth].1.clone();
+                        let mut target = Target::new(directory, finish);
+                        target.in_upper = in_upper;
                         // Whether something was put into it is not known any more.
                         target.touch();
                         target
@@ -176,7 +178,7 @@ impl<'w, 'a, 'scope, 'env> Walk<'w, 'a, 'scope, 'env> {
                     target: Arc::clone(target),
                     entries: entries.clone(),
                 };
-                if self.alone {
+                if self.alone || self.copier.cloning(target).works() {
                     self.copier.unit(&mut self.foreman.hand, unit)?;
                 } else {
                     self.foreman.submit(unit)?;
@@ -276,7 +278,7 @@ impl<'w, 'a, 'scope, 'env> Walk<'w, 'a, 'scope, 'env> {
     }
 
     /// Opens the directory in the destination that a directory goes to, after making it if need be. Says
-    /// whether a link led there.
+    /// whether its `..` is another than the directory above: where a link led there, or it is the first one in an upper layer.
     fn enter_target(
         &mut self,
         above: &Arc<Target>,
@@ -296,13 +298,21 @@ impl<'w, 'a, 'scope, 'env> Walk<'w, 'a, 'scope, 'env> {
                     self.foreman.hand.stats.directories += 1;
                     let directory = openat(above, name, DIRECTORY, Mode::empty())
                         .map_err(|error| cannot("open", error))?;
-                    let stat = fstat(&directory).map_err(|error| cannot("examine", error))?;
                     let finish = Finish::Set {
                         mode: entry.mode,
                         modified: entry.stamp.modified.seconds,
                         attributes: copier.manifest.attributes_of(entry).to_vec(),
                     };
-                    return Ok((Target::new(directory, finish), stat, false));
+                    let mut target = Target::new(directory, finish);
+                    target.in_upper = above.in_upper;
+                    let entered = match copier.upper {
+                        Some(upper) if !above.in_upper => {
+                            target.enter_upper(upper, &copier.path(index))
+                        }
+                        _ => false,
+                    };
+                    let stat = fstat(&target).map_err(|error| cannot("examine", error))?;
+                    return Ok((target, stat, entered));
                 }
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(cannot("make the directory", error)),
@@ -362,7 +372,7 @@ impl<'w, 'a, 'scope, 'env> Walk<'w, 'a, 'scope, 'env> {
 }
 
 /// Returns whether two sources have a name in common in the destination.
-fn overlapping(manifest: &Manifest) -> bool {
+pub(super) fn overlapping(manifest: &Manifest) -> bool {
     let mut names = HashSet::new();
     let mut fresh = |index| {
         let name: &BStr = manifest.text(manifest.entry(index).name).as_bstr();

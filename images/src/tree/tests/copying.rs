@@ -2,6 +2,7 @@
 //! Where a copy's sources land, what they become there, and what is left alone.
 
 use super::*;
+use crate::tree::destination::make_directories;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
     fsopen,
@@ -145,6 +146,7 @@ fn what_is_made_belongs_to_the_steps_user() {
     let request = CopyRequest {
         dst: b"/usr/local/bin/",
         owner: (1000, 1001),
+        upper: None,
     };
     copy(
         &manifest,
@@ -330,6 +332,7 @@ fn file_capabilities_of_a_build_are_copied() {
     let request = CopyRequest {
         dst: b"/",
         owner: (1000, 1000),
+        upper: None,
     };
     for (kind, expected) in [(SourceKind::Build, true), (SourceKind::Context, false)] {
         let manifest = tree.scan_kind(&["f"], &[], kind).unwrap();
@@ -472,6 +475,7 @@ fn a_file_that_changes_while_it_is_read_is_noticed() {
     let request = CopyRequest {
         dst: b"/",
         owner: me(),
+        upper: None,
     };
     let to = Tree::new();
     let copied = copy(
@@ -503,6 +507,7 @@ fn a_copy_can_be_cancelled_at_any_point() {
     let request = CopyRequest {
         dst: b"/",
         owner: me(),
+        upper: None,
     };
     for limit in [0, 1, 2, 17, 100, 300] {
         let to = Tree::new();
@@ -555,7 +560,7 @@ fn trees_deeper_than_any_path_and_any_limit_of_descriptors() {
     }
 }
 
-fn open_overlay(lower: &Tree, upper: &Tree) -> Option<OwnedFd> {
+pub(super) fn open_overlay(lower: &Tree, upper: &Tree) -> Option<OwnedFd> {
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
     for (key, path) in [
         ("lowerdir", lower.path("")),
@@ -567,6 +572,34 @@ fn open_overlay(lower: &Tree, upper: &Tree) -> Option<OwnedFd> {
     fsconfig_create(&overlay).ok()?;
     let attributes = MountAttrFlags::empty();
     fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, attributes).ok()
+}
+
+#[test]
+fn what_is_made_in_an_overlay_is_found_in_its_upper_layer() {
+    if !obuild_fixtures::root() {
+        return;
+    }
+    let (lower, upper) = (Tree::new(), Tree::new());
+    lower.dir("usr/there").dir("both").symlink("link", "usr");
+    upper.dir("upper/both").dir("work");
+    let Some(root) = open_overlay(&lower, &upper) else {
+        obuild_fixtures::skip("needs overlayfs on the scratch directory");
+        return;
+    };
+    let layer = open(&upper.path("upper"));
+    let enter = |path: &str| {
+        let names: Vec<&[u8]> = path.split('/').map(str::as_bytes).collect();
+        let made = make_directories(root.as_fd(), &names, me(), 0);
+        let mut target = made.unwrap_or_else(|_| panic!("{path} can be made"));
+        target.enter_upper(layer.as_fd(), path.as_bytes())
+    };
+    assert!(enter("new"));
+    assert!(enter("usr/new/below"));
+    for there in ["usr/there", "both"] {
+        assert!(!enter(there), "{there} may have something of a lower layer");
+    }
+    assert!(!enter("link/other"), "the link is not in the upper layer");
+    assert!(upper.exists("upper/usr/other"));
 }
 
 #[test]
@@ -592,6 +625,7 @@ fn a_detached_overlay_can_be_source_and_destination() {
     let request = CopyRequest {
         dst: b"/",
         owner: (7, 7),
+        upper: None,
     };
     copy(
         &manifest,
@@ -612,6 +646,7 @@ fn a_detached_overlay_can_be_source_and_destination() {
     let request = CopyRequest {
         dst: b"/",
         owner: me(),
+        upper: None,
     };
     copy(&manifest, root.as_fd(), to.open().as_fd(), &request, GO_ON).unwrap();
     assert_eq!(to.read("usr/lib/old"), "lower");

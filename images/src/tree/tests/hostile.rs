@@ -58,6 +58,7 @@ fn dots_in_the_destination_do_not_lead_out() {
     let request = CopyRequest {
         dst: b"/../../escaped/x",
         owner: me(),
+        upper: None,
     };
     let manifest = tree.scan(&["x"]).unwrap();
     let root = open(&inner);

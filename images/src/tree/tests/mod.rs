@@ -137,6 +137,7 @@ impl Tree {
         let request = CopyRequest {
             dst: dst.as_bytes(),
             owner: me(),
+            upper: None,
         };
         copy(
             manifest,

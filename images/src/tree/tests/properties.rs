@@ -4,6 +4,7 @@
 use super::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use std::os::fd::AsRawFd;
 
 /// One thing to be made; what cannot be made where an earlier one is in its way is left out.
 #[derive(Clone, Debug)]
@@ -75,6 +76,15 @@ fn make(things: &[(String, Thing)]) -> Tree {
     tree
 }
 
+/// Mounts an overlay of the two; `None` where that cannot be.
+fn overlay(lower: &Tree, upper: &Tree) -> Option<OwnedFd> {
+    let root = obuild_fixtures::root().then(|| copying::open_overlay(lower, upper))?;
+    if root.is_none() {
+        obuild_fixtures::skip("needs overlayfs on the scratch directory");
+    }
+    root
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -90,6 +100,35 @@ proptest! {
         let stats = tree.copy_manifest(&manifest, &to, "/").unwrap();
         prop_assert_eq!(stats.directories, 0);
         prop_assert_eq!(to.listing(), before);
+    }
+
+    #[test]
+    fn filled_in_its_upper_layer_an_overlay_is_the_same(
+        below in vec((path(), thing()), 0..12),
+        things in vec((path(), thing()), 0..30),
+        src in prop_oneof![Just(vec!["."]), Just(vec!["a"]), Just(vec!["a", "b"])],
+        dst in prop_oneof![Just("/"), Just("/new/"), Just("/a/"), Just("/a/new/"), Just("/b")],
+    ) {
+        let lower = make(&below);
+        let tree = make(&things);
+        let Ok(manifest) = tree.scan(&src) else { return Ok(()) };
+        let outcome = |in_upper: bool| {
+            let place = Tree::new();
+            place.dir("upper").dir("work");
+            let root = overlay(&lower, &place)?;
+            let upper = in_upper.then(|| open(&place.path("upper")));
+            let request = CopyRequest { dst: dst.as_bytes(), owner: me(), upper: upper.as_ref().map(AsFd::as_fd) };
+            let copied = copy(&manifest, tree.open().as_fd(), root.as_fd(), &request, GO_ON);
+            drop(root);
+            let told = copied.map_err(|error| error.to_string());
+            let seen = told.is_ok().then(|| {
+                let root = overlay(&lower, &place).expect("it could be mounted before");
+                listing(Path::new(&format!("/proc/self/fd/{}/.", root.as_raw_fd())))
+            });
+            Some((told, seen))
+        };
+        let Some(through) = outcome(false) else { return Ok(()) };
+        prop_assert_eq!(outcome(true), Some(through));
     }
 
     #[test]
@@ -130,7 +169,7 @@ proptest! {
         outer.dir("in/a").symlink("in/b", "../../..").symlink("in/c", "/a").file("in/a/a", "0");
         let before: Vec<_> = fs_err::read_dir(outer.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
         if let Ok(manifest) = tree.scan(&[&src]) {
-            let request = CopyRequest { dst: dst.as_bytes(), owner: me() };
+            let request = CopyRequest { dst: dst.as_bytes(), owner: me(), upper: None };
             let root = open(&outer.path("in"));
             let _ = copy(&manifest, tree.open().as_fd(), root.as_fd(), &request, GO_ON);
         }
