@@ -90,7 +90,8 @@ fn files_of(base: &Reference, base_dir: &Path) -> Option<String> {
         return None;
     };
     let path = base_dir.join(path);
-    let path = std::path::absolute(&path).unwrap_or(path);
+    // One that is not there is told of later.
+    let path = fs_err::canonicalize(&path).unwrap_or(path);
     Some(format!("base {}", path.display()))
 }
 
@@ -188,14 +189,22 @@ mod tests {
 
     #[test]
     fn a_base_is_one_wherever_the_spec_is() {
-        let name = |base: &str, place: &str| files_of(&base.parse().unwrap(), Path::new(place));
-        let one = name("tar:/bases/a.tar", "/specs/one");
+        let place = tempfile::tempdir().unwrap();
+        let [bases, specs] = ["bases", "specs"].map(|name| place.path().join(name));
+        for directory in [&bases, &specs] {
+            fs_err::create_dir(directory).unwrap();
+        }
+        for file in ["a.tar", "b.tar"] {
+            fs_err::write(bases.join(file), "").unwrap();
+        }
+        let name = |base: &str, place: &Path| files_of(&base.parse().unwrap(), place);
+        let one = name("tar:a.tar", &bases);
         assert!(one.is_some());
-        assert_eq!(one, name("tar:/bases/a.tar", "two"));
-        assert_eq!(one, name("tar:a.tar", "/bases"));
-        assert_ne!(one, name("tar:a.tar", "bases"));
-        assert_ne!(name("dir:a", ""), name("dir:b", ""));
-        assert_eq!(name("debian:12", "/bases"), None);
+        assert_eq!(one, name("tar:../bases/a.tar", &specs));
+        assert_eq!(one, name(&format!("tar:{}/a.tar", bases.display()), &specs));
+        assert_ne!(one, name("tar:b.tar", &bases));
+        assert_ne!(one, name("tar:a.tar", &specs));
+        assert_eq!(name("debian:12", &bases), None);
     }
 
     #[test]

@@ -99,8 +99,8 @@ fn refused(what: &str) -> Error {
 
 /// A step that was handed to the helper, or to a process 1 that was kept.
 struct Step<'h, 'a> {
-    /// Where its process 1 may be kept, and for which network.
-    kept: Option<(&'h Kept, Network)>,
+    /// Where its process 1 may be kept.
+    kept: Option<&'h Kept>,
     socket: Option<OwnedFd>,
     /// The step's init process.
     process: Option<OwnedFd>,
@@ -139,8 +139,7 @@ fn begin<'h, 'a>(
     };
     let kept = helper
         .kept()
-        .filter(|_| may_be_kept(command, &stdio, &surroundings))
-        .map(|kept| (kept, command.network));
+        .filter(|_| may_be_kept(command, &stdio, &surroundings));
     // What is sent beside the socket; kept open until it is sent.
     let mut sent: Vec<OwnedFd> = Vec::new();
     let (streams, output) = match stdio {
@@ -210,7 +209,7 @@ fn begin<'h, 'a>(
         idle: false,
         output,
     };
-    while let Some(idle) = kept.and_then(|(kept, network)| kept.take(network)) {
+    while let Some(idle) = kept.and_then(Kept::take) {
         match wire::send_request(idle.socket.as_fd(), &request, &descriptors) {
             Ok(()) => return Ok(step(idle.socket, Some(idle.process))),
             // It was killed since.
@@ -232,9 +231,11 @@ fn begin<'h, 'a>(
 }
 
 /// Returns whether a step's process 1 may serve another step afterwards. One that knew a secret does not, nor one with more of the step's than
-/// its output. In a user namespace a step makes its network itself: see `helper/native.rs`.
+/// its output. In a user namespace a step makes its network itself: see `helper/native.rs`. On the host's network a step can hand descriptors of its `/proc`
+/// and `/dev` to others that run at the time (unix(7), abstract sockets), which would have them when the next step is there.
 fn may_be_kept(command: &Command, stdio: &Stdio<'_>, surroundings: &Surroundings) -> bool {
     matches!(stdio, Stdio::Capture(_))
+        && command.network == Network::None
         && command.secrets.is_empty()
         && command.variation.is_none()
         && surroundings.runtime.is_none()
@@ -385,14 +386,10 @@ impl Step<'_, '_> {
 
     /// Has the step's init process, which waits, serve others.
     fn keep(&mut self) {
-        if let (Some((kept, network)), Some(socket), Some(process)) =
+        if let (Some(kept), Some(socket), Some(process)) =
             (self.kept, self.socket.take(), self.process.take())
         {
-            kept.put(Idle {
-                socket,
-                process,
-                network,
-            });
+            kept.put(Idle { socket, process });
         }
     }
 

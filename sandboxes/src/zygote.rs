@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The caller's end of the helper process: starts it when it is first needed, hands it steps, starts it again when it died.
 
-use crate::sandbox::{Error, Network};
+use crate::sandbox::Error;
 use crate::wire::{self, Request};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -32,7 +32,7 @@ pub(crate) trait Helper {
     }
 }
 
-/// Processes 1 that wait for another step, each in its own pid and network namespace.
+/// Processes 1 that wait for another step, each in its own pid and network namespace, without the host's network.
 #[derive(Debug, Default)]
 pub(crate) struct Kept(Mutex<Vec<Idle>>);
 
@@ -42,8 +42,6 @@ pub(crate) struct Idle {
     pub(crate) socket: OwnedFd,
     /// Its pidfd.
     pub(crate) process: OwnedFd,
-    /// Which network it serves.
-    pub(crate) network: Network,
 }
 
 /// More steps at once than this have more processes, which go with their steps.
@@ -51,10 +49,8 @@ const KEPT: usize = 16;
 
 impl Kept {
     /// Takes the one that has waited least.
-    pub(crate) fn take(&self, network: Network) -> Option<Idle> {
-        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = idle.iter().rposition(|idle| idle.network == network)?;
-        Some(idle.remove(index))
+    pub(crate) fn take(&self) -> Option<Idle> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
     /// Keeps one. A closed socket ends it.

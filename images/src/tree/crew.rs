@@ -153,6 +153,18 @@ impl<'env, U: Send + 'env, W: Send + 'env, E: Send + 'env> Foreman<'_, 'env, U, 
         Ok(())
     }
 
+    /// Does a unit now.
+    ///
+    /// # Errors
+    ///
+    /// The error of any unit so far.
+    pub(crate) fn work_here(&mut self, unit: U) -> Result<(), E> {
+        if let Some(error) = self.shared.lock().error.take() {
+            return Err(error);
+        }
+        (self.work)(&mut self.hand, unit)
+    }
+
     /// Waits until every unit is done, helping.
     ///
     /// # Errors

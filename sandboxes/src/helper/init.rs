@@ -58,7 +58,7 @@ pub(super) fn run(parcel: Parcel, prepared: &Prepared) -> ! {
     {
         let socket = descriptors.remove(0);
         let result = begin(&socket).and_then(|signals| {
-            let pristine = request.keep.then(|| Pristine::now(request.own_network()));
+            let pristine = request.keep.then(Pristine::now);
             let mut init = Init {
                 prepared,
                 socket: &socket,

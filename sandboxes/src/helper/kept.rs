@@ -51,14 +51,14 @@ const LIMITS: [Resource; 16] = [
 pub(super) struct Pristine {
     inherited: Inherited,
     files: Vec<OwnedFd>,
-    /// Of the network namespace, if that is the step's own.
-    sockets: Option<networks::Sockets>,
+    /// Of the network namespace, which is the step's own.
+    sockets: networks::Sockets,
     last_process: OwnedFd,
 }
 
 impl Pristine {
     /// Looks at process 1 before its first step, with the host's procfs in sight. `None` if it cannot be kept.
-    pub(super) fn now(own_network: bool) -> Option<Self> {
+    pub(super) fn now() -> Option<Self> {
         let open =
             |path: &str, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
         let files: Vec<OwnedFd> = FILES
@@ -68,7 +68,7 @@ impl Pristine {
         Some(Self {
             inherited: Inherited::now(&files)?,
             files,
-            sockets: own_network.then(networks::Sockets::open).transpose().ok()?,
+            sockets: networks::Sockets::open().ok()?,
             // Without CONFIG_CHECKPOINT_RESTORE the kernel does not have this file.
             last_process: open("/proc/sys/kernel/ns_last_pid", OFlags::WRONLY).ok()?,
         })
@@ -76,9 +76,7 @@ impl Pristine {
 
     /// Makes the process ready for another step, after all others of its namespace have ended. Returns whether it is.
     pub(super) fn restore(&self) -> bool {
-        self.sockets
-            .as_ref()
-            .is_none_or(networks::Sockets::are_none)
+        self.sockets.are_none()
             && Inherited::now(&self.files).as_ref() == Some(&self.inherited)
             && rustix::io::pwrite(&self.last_process, b"1", 0) == Ok(1)
     }

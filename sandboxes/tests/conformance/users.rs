@@ -581,9 +581,10 @@ int main() {
         wait_for("it sleeps", || !processes("sleep\x0086420").is_empty());
         let sleeper = processes("sleep\x0086420")[0];
         let supervisor = parent(sleeper);
-        let all = [caller.id(), parent(supervisor), supervisor];
-        assert_eq!(parent(all[1]), all[0]);
-        // Stopped first, so that none sees another's end.
+        // Stopped first and killed from the last one on, so that none sees another's end: when the caller ends, the kernel continues those of the helper's
+        // process group, which is an orphan then (setpgid(2)).
+        let all = [supervisor, parent(supervisor), caller.id()];
+        assert_eq!(parent(all[1]), all[2]);
         for signal in ["-STOP", "-KILL"] {
             let mut kill = std::process::Command::new("kill");
             assert!(

@@ -79,6 +79,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if options.install {
         packages::ensure(packages::PEERS)?;
     }
+    packages::ensure(packages::DEMO)?;
     packages::ensure(packages::BENCH)?;
     Cmd::cargo()
         .args(["build", "--release", "--package", "obuild"])

@@ -48,6 +48,7 @@ pub(super) async fn order(
         Challenge::Http01 => ChallengeType::Http01,
         Challenge::TlsAlpn01 => ChallengeType::TlsAlpn01,
     };
+    let mut refused = None;
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
@@ -84,7 +85,18 @@ pub(super) async fn order(
                 lock(answers).tls.insert(name, Arc::new(shown));
             }
         }
-        challenge.set_ready().await?;
+        if let Err(error) = challenge.set_ready().await {
+            refused = Some(error);
+            break;
+        }
+    }
+    match refused {
+        None => {}
+        // An authority may have looked in vain before it answers.
+        Some(error @ Error::Api(_)) => {
+            return Err(unproved(&mut order).await.unwrap_or(error.into()));
+        }
+        Some(error) => return Err(error.into()),
     }
     match order.poll_ready(&POLLING).await {
         Ok(OrderStatus::Ready | OrderStatus::Valid) => {}

@@ -52,6 +52,8 @@ pub struct CopyStats {
     pub files: u64,
     /// Directories made; not those that were there.
     pub directories: u64,
+    /// Those of them that were filled in the overlay's upper layer.
+    pub in_upper: u64,
     /// Symbolic links made.
     pub symlinks: u64,
     /// Further names given to files written.
@@ -119,6 +121,7 @@ pub fn copy(
     for hand in hands {
         stats.files += hand.stats.files;
         stats.directories += hand.stats.directories;
+        stats.in_upper += hand.stats.in_upper;
         stats.symlinks += hand.stats.symlinks;
         stats.hard_links += hand.stats.hard_links;
         stats.bytes += hand.stats.bytes;

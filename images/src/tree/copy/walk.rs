@@ -3,6 +3,7 @@
 
 use super::{ATTEMPTS, Copier, Hand, Inode, UNIT_ENTRIES, Unit};
 use crate::tree::crew::Foreman;
+use crate::tree::data;
 use crate::tree::destination::{Finish, Target, failed, link, open_in_root};
 use crate::tree::error::CopyError;
 use crate::tree::ladder::{DIRECTORY, Ladder};
@@ -178,8 +179,10 @@ impl<'w, 'a, 'scope, 'env> Walk<'w, 'a, 'scope, 'env> {
                     target: Arc::clone(target),
                     entries: entries.clone(),
                 };
-                if self.alone || self.copier.cloning(target).works() {
-                    self.copier.unit(&mut self.foreman.hand, unit)?;
+                let large = |index| manifest.entry(index).stamp.size >= data::WORTH_A_CLONE;
+                let cloned = || self.copier.cloning(target).works() && entries.clone().any(large);
+                if self.alone || cloned() {
+                    self.foreman.work_here(unit)?;
                 } else {
                     self.foreman.submit(unit)?;
                 }
@@ -311,6 +314,7 @@ impl<'w, 'a, 'scope, 'env> Walk<'w, 'a, 'scope, 'env> {
                         }
                         _ => false,
                     };
+                    self.foreman.hand.stats.in_upper += u64::from(target.in_upper);
                     let stat = fstat(&target).map_err(|error| cannot("examine", error))?;
                     return Ok((target, stat, entered));
                 }

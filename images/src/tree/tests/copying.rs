@@ -560,6 +560,56 @@ fn trees_deeper_than_any_path_and_any_limit_of_descriptors() {
     }
 }
 
+#[test]
+fn a_deep_tree_enters_the_upper_layer_where_it_is_new() {
+    // More than are open at once, above and below.
+    const THERE: usize = 80;
+    const NEW: usize = 90;
+    if !obuild_fixtures::root() {
+        return;
+    }
+    let path = |depth: usize| vec!["deep"; depth].join("/");
+    let (lower, place, tree) = (Tree::new(), Tree::new(), Tree::new());
+    lower.dir(&path(THERE)).modified(&path(THERE), 1000);
+    place.dir("upper").dir("work");
+    tree.dir(&path(THERE + NEW));
+    for depth in (1..=THERE + NEW).step_by(7) {
+        tree.file(&format!("{}/file", path(depth)), &depth.to_string());
+    }
+    let manifest = tree.scan(&["deep"]).unwrap();
+    let Some(root) = open_overlay(&lower, &place) else {
+        obuild_fixtures::skip("needs overlayfs on the scratch directory");
+        return;
+    };
+    let upper = open(&place.path("upper"));
+    let request = CopyRequest {
+        dst: b"/",
+        owner: me(),
+        upper: Some(upper.as_fd()),
+    };
+    let source = tree.open();
+    let stats = copy(&manifest, source.as_fd(), root.as_fd(), &request, GO_ON).unwrap();
+    assert_eq!(
+        (stats.directories, stats.in_upper),
+        (NEW as u64, NEW as u64)
+    );
+    drop(root);
+    let root = open_overlay(&lower, &place).unwrap();
+    let src = [BString::from("deep")];
+    let request = ScanRequest {
+        src: &src,
+        exclude: &[],
+        kind: SourceKind::Context,
+    };
+    let copied = scan(root.as_fd(), &request, &mut DigestMemo::default(), GO_ON).unwrap();
+    assert_eq!(copied.digest(), manifest.digest());
+    assert_eq!(
+        place.stat(&format!("upper/{}", path(THERE))).mtime(),
+        1000,
+        "it was there, and keeps its time"
+    );
+}
+
 pub(super) fn open_overlay(lower: &Tree, upper: &Tree) -> Option<OwnedFd> {
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
     for (key, path) in [
