@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `obuild archive sync` and what looks after its result, against a local server that misbehaves on demand.
 
-use crate::harness::{Ran, binary};
+use crate::harness::{Ran, binary, wait_for};
 use obuild_fixtures::server::{Behaviour, Server};
 use obuild_fixtures::{FileSystem, scratch};
 use serde_json::Value;
@@ -467,9 +467,7 @@ fn two_syncs_at_once_are_one_after_the_other() {
         .server
         .always("/p0.tgz", Behaviour::Late(Duration::from_secs(4)));
     let first = mirror.start(&[]);
-    while mirror.server.hits("/p0.tgz") == 0 {
-        std::thread::yield_now();
-    }
+    wait_for("the first to ask", || mirror.server.hits("/p0.tgz") > 0);
     let refused = mirror.run(&[&SYNC[..], &["--no-wait"]].concat());
     assert_eq!(refused.status, 3, "{refused:#?}");
     assert!(

@@ -3,7 +3,7 @@
 
 use crate::on_every_backend;
 use crate::support::{Tree, listing, shell, unchanged, until};
-use obuild_fixtures::{Privilege, may, wait_for};
+use obuild_fixtures::{Privilege, may, wait_for, write_program};
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, Limits, Mount, MountSource, Network, OverlayMount, Rootfs, Stdio,
     User,
@@ -192,7 +192,8 @@ fn unknown_users(tree: &Tree) {
 }
 
 fn missing_programs(tree: &Tree) {
-    tree.write("bin/script", "#!/usr/bin/perl -w\n");
+    let program = |name: &str| tree.lower().join(name);
+    write_program(&program("bin/script"), "#!/usr/bin/perl -w\n");
     tree.write("bin/data", "words\n");
     let mut loader = fs_err::read("/proc/self/exe").unwrap();
     let place = loader
@@ -200,11 +201,7 @@ fn missing_programs(tree: &Tree) {
         .position(|bytes| bytes == b"/lib")
         .unwrap();
     loader[place..place + 4].copy_from_slice(b"/LIB");
-    tree.write("bin/dynamic", loader);
-    for name in ["bin/script", "bin/dynamic"] {
-        let path = tree.lower().join(name);
-        fs_err::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    write_program(&program("bin/dynamic"), loader);
     let before = listing(&tree.lower());
     for (program, words) in [
         ("/bin/none", "no such file"),

@@ -301,11 +301,7 @@ fn attacked(
         let running = scope.spawn(|| tree.run(&line, &tree.directory()));
         wait_for("both sleep", || processes(&marker).len() == 2);
         attack(&processes(&marker));
-        let deadline = Instant::now() + PATIENCE;
-        while !running.is_finished() {
-            assert!(Instant::now() < deadline, "the caller hangs");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_for("the caller", || running.is_finished());
         running.join().unwrap()
     });
     assert_eq!(processes(&marker), Vec::<u32>::new(), "the step lives");

@@ -27,7 +27,7 @@ fn run(tree: &Tree, sandbox: &Runc) -> Result<Exit, Error> {
 
 fn script(tree: &Tree, text: &str) -> std::path::PathBuf {
     let path = tree.path("runtime");
-    write_program(&path, &format!("#!/bin/sh\n{text}\n"));
+    write_program(&path, format!("#!/bin/sh\n{text}\n"));
     path
 }
 

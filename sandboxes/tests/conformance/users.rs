@@ -4,7 +4,7 @@
 use crate::support::{
     LoneUser, Tree, build_users, helper, listing, parent, processes, shell, until,
 };
-use obuild_fixtures::{PATIENCE, wait_for};
+use obuild_fixtures::{PATIENCE, wait_for, write_program};
 use obuild_sandboxes::{
     Cancel, Command, Error, Exit, Mount, MountSource, Rootfs, Sandbox, Secret, Stdio, User,
     UserOptions, UserSandbox,
@@ -141,9 +141,7 @@ mod tests {
 
     pub(super) fn missing_programs(tree: &Tree) {
         tree.write("data", "words\n");
-        tree.write("script", "#!/no/such/perl -w\n");
-        let script = tree.lower().join("script");
-        fs_err::set_permissions(script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&tree.lower().join("script"), "#!/no/such/perl -w\n");
         for (program, words) in [
             ("/no/such/program", "no such file"),
             ("no-such-program", "PATH"),

@@ -90,15 +90,12 @@ pub(super) async fn order(
             break;
         }
     }
-    match refused {
-        None => {}
+    let status = match refused {
+        None => order.poll_ready(&POLLING).await,
         // An authority may have looked in vain before it answers.
-        Some(error @ Error::Api(_)) => {
-            return Err(unproved(&mut order).await.unwrap_or(error.into()));
-        }
-        Some(error) => return Err(error.into()),
-    }
-    match order.poll_ready(&POLLING).await {
+        Some(error) => Err(error),
+    };
+    match status {
         Ok(OrderStatus::Ready | OrderStatus::Valid) => {}
         Ok(_) => return Err(unproved(&mut order).await.unwrap_or(invalid())),
         Err(error @ Error::Api(_)) => {

@@ -595,13 +595,7 @@ fn a_deep_tree_enters_the_upper_layer_where_it_is_new() {
     );
     drop(root);
     let root = open_overlay(&lower, &place).unwrap();
-    let src = [BString::from("deep")];
-    let request = ScanRequest {
-        src: &src,
-        exclude: &[],
-        kind: SourceKind::Context,
-    };
-    let copied = scan(root.as_fd(), &request, &mut DigestMemo::default(), GO_ON).unwrap();
+    let copied = scan_at(&root, &["deep"], &[], SourceKind::Context).unwrap();
     assert_eq!(copied.digest(), manifest.digest());
     assert_eq!(
         place.stat(&format!("upper/{}", path(THERE))).mtime(),
@@ -685,13 +679,7 @@ fn a_detached_overlay_can_be_source_and_destination() {
         GO_ON,
     )
     .unwrap();
-    let src = [BString::from("usr")];
-    let request = ScanRequest {
-        src: &src,
-        exclude: &[],
-        kind: SourceKind::Build,
-    };
-    let manifest = scan(root.as_fd(), &request, &mut DigestMemo::default(), GO_ON).unwrap();
+    let manifest = scan_at(&root, &["usr"], &[], SourceKind::Build).unwrap();
     let to = Tree::new();
     let request = CopyRequest {
         dst: b"/",

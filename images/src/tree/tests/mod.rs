@@ -107,19 +107,7 @@ impl Tree {
         exclude: &[&str],
         kind: SourceKind,
     ) -> Result<Manifest, ScanError> {
-        let src: Vec<BString> = src.iter().map(|&path| path.into()).collect();
-        let exclude: Vec<BString> = exclude.iter().map(|&name| name.into()).collect();
-        let request = ScanRequest {
-            src: &src,
-            exclude: &exclude,
-            kind,
-        };
-        scan(
-            self.open().as_fd(),
-            &request,
-            &mut DigestMemo::default(),
-            GO_ON,
-        )
+        scan_at(&self.open(), src, exclude, kind)
     }
 
     /// Copies from here to there as oneself.
@@ -152,6 +140,23 @@ impl Tree {
     fn listing(&self) -> BTreeMap<PathBuf, String> {
         listing(self.directory.path())
     }
+}
+
+/// Scans what is below an open directory, remembering nothing.
+fn scan_at(
+    root: &OwnedFd,
+    src: &[&str],
+    exclude: &[&str],
+    kind: SourceKind,
+) -> Result<Manifest, ScanError> {
+    let src: Vec<BString> = src.iter().map(|&path| path.into()).collect();
+    let exclude: Vec<BString> = exclude.iter().map(|&name| name.into()).collect();
+    let request = ScanRequest {
+        src: &src,
+        exclude: &exclude,
+        kind,
+    };
+    scan(root.as_fd(), &request, &mut DigestMemo::default(), GO_ON)
 }
 
 impl Drop for Tree {
